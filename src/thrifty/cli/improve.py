@@ -19,6 +19,7 @@ from thrifty.db.improve import (
     RELEASING,
     WAITING,
     ImproveRun,
+    approve_run,
     count_new_feedback,
     describe_run,
     read_runs,
@@ -27,7 +28,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.fleet.controller_note import find_database_url, open_home
 from thrifty.home import Home, find_home
 from thrifty.improve.estimate import describe_turn
-from thrifty.improve.run import approve_run, open_turn, run_turn, settle_run
+from thrifty.improve.run import open_turn, run_turn, settle_run
 from thrifty.improve.story import tell_story
 from thrifty.improve.turn import Turn, find_deployment
 from thrifty.types import OnProgress
@@ -138,6 +139,7 @@ def run_status(deployment: str | None, *, limit: int, as_json: bool) -> None:
             settings = desired.deployments[name].improve or {}
             schedules[name] = {
                 "every_s": settings.get("every"), "feedback": settings.get("feedback"),
+                "drift": bool(settings.get("drift")), "teacher": settings.get("teacher"),
                 "new_feedback": count_new_feedback(database, name, since_s, MOST_COUNTED),
             }  # fmt: skip
     if as_json:

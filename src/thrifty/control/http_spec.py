@@ -23,7 +23,10 @@ from thrifty.spec import LoadedSpec, Spec, parse_spec
 from thrifty.spec.compress import parse_source
 from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 
-_JUDGES = ("improve.release.shadow.judge", "quality.judge")
+_JUDGES = (
+    "improve.release.shadow.judge", "improve.release.canary.judge", "improve.teacher",
+    "quality.judge",
+)  # fmt: skip
 """Over HTTP these name deployments of the service; anything else calls code or other servers."""
 VARIABLE_PREFIX = "THRIFTY_UPSTREAM_"
 """Environment variables with this prefix are for specs that come over HTTP."""
@@ -93,7 +96,7 @@ def _explain(use: _Use) -> str:
         )
     if use.path in _JUDGES:
         return (
-            "over HTTP, a judge must be 'deployment:NAME', or what the applied spec names; "
+            "over HTTP, a judge or a teacher must be 'deployment:NAME', or what the applied spec names; "
             f"{_ONLY_IN_FILE}"
         )
     what = "a data set of 'thrifty data'"
@@ -147,10 +150,14 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
         yield _Use("quality.questions", spec.quality.questions)
     for named in spec.improve.gate.data:
         yield _Use("improve.gate.data", named)
-    shadow = spec.improve.release.get("shadow")
-    released_by = shadow.get("judge") if isinstance(shadow, dict) else None
-    if released_by is not None and not str(released_by).startswith(DEPLOYMENT):
-        yield _Use("improve.release.shadow.judge", str(released_by))
+    for name in ("shadow", "canary"):
+        section = spec.improve.release.get(name)
+        released_by = section.get("judge") if isinstance(section, dict) else None
+        if released_by is not None and not str(released_by).startswith(DEPLOYMENT):
+            yield _Use(f"improve.release.{name}.judge", str(released_by))
+    teacher = spec.improve.teacher
+    if isinstance(teacher, RemoteJudge):
+        yield _Use("improve.teacher", f"{teacher.model} {teacher.key_env}", teacher.url)
     judge = spec.quality.judge
     if isinstance(judge, RemoteJudge):
         yield _Use("quality.judge", f"{judge.model} {judge.key_env}", judge.url)

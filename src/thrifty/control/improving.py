@@ -1,8 +1,10 @@
-"""Begins turns of the loop by the schedule: in time, and when there is enough new feedback.
+"""Begins turns of the loop by the schedule: in time, when there is enough new feedback, after drift,
+and when there is a new teacher.
 
 A turn runs in a process of its own (`thrifty.improve.process`), one of a service at a time, so that
 neither the control loop nor memory that replicas need is given to it for longer than it takes. What
-is due is told by the database: when the last run began, and how much feedback came since.
+is due is told by the database: when the last run began, how much feedback came since, whether a day
+since then was another than the days before, and which teacher the last run had.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
+from thrifty.db.drift import read_looks
 from thrifty.db.improve import (
     FAILED,
     RELEASING,
@@ -27,9 +30,11 @@ from thrifty.db.improve import (
 )
 from thrifty.db.leases import is_held
 from thrifty.db.releases import read_release
+from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, DatabaseError, FleetError
 from thrifty.fleet.process import ManagedProcess, start_process
 from thrifty.home import Home
+from thrifty.spec.judges import DEPLOYMENT
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ RETRY_S = 3600.0
 """A step that failed is tried again after this long."""
 GRACE_S = 15.0
 """For a turn when the service stops; the next service goes on with it."""
-EVERY, FEEDBACK, GO_ON = "every", "feedback", "go_on"
+EVERY, FEEDBACK, GO_ON, DRIFT, TEACHER = "every", "feedback", "go_on", "drift", "teacher"
 ROLE = "improve"
 _MODULE = "thrifty.improve.process"
 
@@ -80,11 +85,13 @@ class Improving:
 
     async def _look(self) -> None:
         """Begin the first turn that is due."""
-        for name, deployment in self._desired().items():
+        desired = self._desired()
+        for name, deployment in desired.items():
             if deployment.improve is None:
                 continue
+            teacher = identify_teacher(deployment.improve.get("teacher"), desired)
             reason = await asyncio.to_thread(
-                find_due, self._database(), name, deployment.improve, self._began_s
+                find_due, self._database(), name, deployment.improve, self._began_s, teacher
             )
             if reason is not None:
                 self._start(name, reason)
@@ -101,11 +108,15 @@ class Improving:
 
 
 def find_due(
-    database: Database, deployment: str, settings: Mapping[str, object], began_s: float
+    database: Database,
+    deployment: str,
+    settings: Mapping[str, object],
+    began_s: float,
+    teacher: str | None = None,
 ) -> str | None:
-    """Why a turn of a deployment is due now: `every`, `feedback` or `go_on`, for one whose process has
-    ended; None where none is. `began_s` is when the first interval begins, where there was no run.
-    Raises `DatabaseError`.
+    """Why a turn of a deployment is due now: `every`, `feedback`, `drift`, `teacher`, or `go_on` for
+    one whose process has ended; None where none is. `began_s` is when the first interval begins, where
+    there was no run, and `teacher` the teacher as it is now. Raises `DatabaseError`.
     """
     now_s = time.time()
     runs = read_runs(database, deployment, limit=1)
@@ -126,7 +137,35 @@ def find_due(
         return EVERY
     if isinstance(most, int) and count_new_feedback(database, deployment, since_s, most) >= most:
         return FEEDBACK
+    if settings.get("drift") and has_drifted(database, deployment, since_s or began_s):
+        return DRIFT
+    known = None if last is None or "collect" not in last.steps else last.steps["collect"].outputs
+    if teacher is not None and (known is None or known.get("teacher") != teacher):
+        return TEACHER
     return None
+
+
+def has_drifted(database: Database, deployment: str, since_s: float) -> bool:
+    """Whether a day that ended since then was another than the days before. Raises
+    `DatabaseError`.
+    """
+    looks = read_looks(database, since_s - DAY_S, deployment)
+    return any(one.drifted and one.at_s + DAY_S > since_s for one in looks)
+
+
+def identify_teacher(named: object, desired: Mapping[str, DesiredDeployment]) -> str | None:
+    """What tells one teacher from the next: the version of a deployment with most of its traffic, or
+    a server and its model. None where there is none.
+    """
+    if isinstance(named, Mapping):
+        return f"{named.get('model')} at {named.get('url')}"
+    if not isinstance(named, str):
+        return None
+    there = desired.get(named.removeprefix(DEPLOYMENT))
+    if there is None or not there.versions:
+        return None
+    main = max(there.versions, key=lambda version: version.weight)
+    return f"{there.name}: {main.label} ({main.artifact or main.revision})"
 
 
 def _has_ended(database: Database, outputs: Mapping[str, object]) -> bool:

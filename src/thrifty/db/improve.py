@@ -31,6 +31,8 @@ another one was begun in its place."""
 ACTIVE = (RUNNING, WAITING, RELEASING, FAILED)
 DONE = "done"
 """The state of a step that has ended well."""
+APPROVE = "approve"
+"""The step in which a person lets a version be released."""
 
 
 def lease_name(deployment: str) -> str:
@@ -178,6 +180,23 @@ def fail_step(database: Database, run: ImproveRun, step: str, error: str) -> Non
     """Note that a step failed. Raises `DatabaseError`."""
     values = {"state": FAILED, "ended_s": time.time(), "error": error}
     _write_step(database, run, step, values)
+
+
+def approve_run(database: Database, deployment: str, *, approve: bool, who: str) -> ImproveRun:
+    """Let the version of a waiting run be released, or end the run. Raises `ControlError`."""
+    run = find_active_run(database, deployment)
+    if run is None or run.state != WAITING:
+        what = "has no run" if run is None else f"has run {run.id}, which is {run.state}"
+        raise ControlError(
+            f"{deployment!r} {what}; only one that waits for approval can be approved: thrifty "
+            f"improve status {deployment}"
+        )
+    if not approve:
+        set_run_state(database, run, DECLINED, f"declined by {who}", who=who)
+        return read_run(database, run.id)
+    begin_step(database, run, APPROVE, {})
+    end_step(database, run, APPROVE, {"who": who})
+    return read_run(database, run.id)
 
 
 def count_new_feedback(database: Database, deployment: str, since_s: float, most: int) -> int:

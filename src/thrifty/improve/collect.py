@@ -17,7 +17,7 @@ from thrifty.curate.build import build_data, describe_outcome
 from thrifty.data.built import TEST, TRAIN, BuiltSet, open_set
 from thrifty.db.erasures import note_export
 from thrifty.db.feedback import Judged, read_judged
-from thrifty.db.improve import GIVEN_UP, NOTHING, read_runs
+from thrifty.db.improve import GIVEN_UP, NOTHING, read_run, read_runs
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import open_subjects
 from thrifty.errors import DataError
@@ -25,6 +25,8 @@ from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
 from thrifty.improve.guards import Sifted, hash_answer, sift_feedback
+from thrifty.improve.taught import forget_answers, make_taught, note_teacher
+from thrifty.improve.trusted import build_trusted, find_prompts, list_questions, split_trusted
 from thrifty.improve.turn import (
     Turn,
     TurnEnds,
@@ -41,6 +43,7 @@ a handful of rows does not tell when a training has to stop."""
 LEAST_OF_A_KIND = 5
 """KTO needs liked and disliked answers."""
 GUARDS = {
+    "trusted": "to prompts that are held out for trusted users",
     "outlier": "of users whose likes differ from the others' by more than chance",
     "long": "far longer than other corrections",
     "per_user": "beyond `guards.per_user`",
@@ -74,12 +77,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to learn from."""
+    """What there is to learn from, and what of trusted users is held out."""
 
     sifted: Sifted
     judged: int
     counts: Counts
     method: Method
+    held: list[Judged]
 
 
 def find_feedback(turn: Turn) -> Found:
@@ -88,12 +92,14 @@ def find_feedback(turn: Turn) -> Found:
     """
     judged = read_judged(turn.database, deployment=turn.deployment)
     guards = turn.settings.guards
+    learned, held, left_out = split_trusted(judged, guards, find_prompts(turn))
 
     def find_key(one: Judged) -> bytes | None:
         texts = read_texts(turn.database, one.response)
         return None if texts is None else hash_answer(texts.prompt, texts.answer)
 
-    sifted = sift_feedback(judged, guards, find_key)
+    sifted = sift_feedback(learned, guards, find_key)
+    sifted.left_out["trusted"] += left_out
     if not judged:
         raise TurnEnds(
             NOTHING, f"nobody has judged an answer of {turn.deployment!r} yet; see docs/api.md for "
@@ -107,7 +113,7 @@ def find_feedback(turn: Turn) -> Found:
             f"{guards.users}; have clients name the user of each request, or lower it",
         )
     counts, skipped = count_rows(turn, sifted)
-    return Found(sifted, len(judged), counts, choose_method(turn, counts, skipped))
+    return Found(sifted, len(judged), counts, choose_method(turn, counts, skipped), held)
 
 
 def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
@@ -125,10 +131,12 @@ def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
 def choose_method(turn: Turn, counts: Counts, skipped: Skipped) -> Method:
     """What is learned. Raises `TurnEnds` where there are too few rows for it."""
     settings = turn.settings
+    # A teacher answers anew what was disliked, which is as good as a correction.
+    corrected = counts.corrections + (counts.disliked if settings.teacher is not None else 0)
     rows = {
-        "dpo": counts.pairs + counts.corrections,
-        "sft": counts.corrections + counts.liked,
-        "kto": counts.thumbs + counts.corrections,
+        "dpo": counts.pairs + corrected,
+        "sft": corrected + counts.liked,
+        "kto": counts.thumbs + corrected,
     }
     both = min(counts.liked + counts.corrections, counts.disliked) >= LEAST_OF_A_KIND
     if settings.method != "auto":
@@ -138,8 +146,8 @@ def choose_method(turn: Turn, counts: Counts, skipped: Skipped) -> Method:
             return settings.method
     elif counts.pairs >= settings.rows:
         return "dpo"
-    elif counts.corrections >= settings.rows:
-        return "sft"
+    elif corrected >= settings.rows:
+        return "dpo" if corrected > counts.corrections else "sft"
     elif rows["kto"] >= settings.rows:
         if both:
             return "kto"
@@ -162,6 +170,7 @@ def _tell_one_kind(counts: Counts) -> str:
 
 def collect(turn: Turn) -> dict[str, Any]:
     """Build the data set; returns what became of the feedback. Raises `ThriftyError` kinds."""
+    note_teacher(turn)
     found = find_feedback(turn)
     there = turn.read()
     parent = find_parent(turn.store, turn.database, there, find_serving(there))
@@ -171,6 +180,9 @@ def collect(turn: Turn) -> dict[str, Any]:
     note_export(turn.database, path, found.method, who=turn.who)
     skipped = Skipped()
     rows = list(_export(turn, Form(found.method), found.sifted, skipped))
+    taught, teacher = make_taught(turn, Form(found.method), found.sifted)
+    rows += taught
+    trusted = build_trusted(turn, found.held)
     others = sum(one.count(TRAIN) for one in mixed)
     rows, own = bound_own(
         rows, find_own_versions(turn.database, turn.deployment), turn.settings.guards.own, others
@@ -186,13 +198,16 @@ def collect(turn: Turn) -> dict[str, Any]:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        recipe = make_recipe(turn, found.method, path, mixed, parent.label, len(rows) + others)
-        built = build_data(
-            recipe, f"{turn.name}-{found.method}", home=turn.home, on_progress=turn.on_progress
-        )
+        with list_questions(turn, found.held) as apart:
+            recipe = make_recipe(turn, found.method, path, mixed, parent.label, len(rows) + others)
+            recipe["decontaminate"]["against"] += apart
+            built = build_data(
+                recipe, f"{turn.name}-{found.method}", home=turn.home, on_progress=turn.on_progress
+            )
     finally:
         path.unlink(missing_ok=True)
     _refuse_known(turn, built)
+    forget_answers(turn)
     outcome = describe_outcome(built)
     return {
         "data": built.label, "sha256": built.sha256, "method": found.method, "parent": parent.label,
@@ -201,7 +216,14 @@ def collect(turn: Turn) -> dict[str, Any]:
         "left_out": {name: n for name, n in found.sifted.left_out.items() if n},
         "no_row": dict(skipped.counts), "own": own, "removed": outcome["removed"],
         "mixed": [one.label for one in mixed],
+        "trusted": None if trusted is None else {"data": trusted.label, "rows": trusted.count()},
+        "teacher": _read_teacher(turn), "taught": {"by": teacher, "rows": len(taught)},
     }  # fmt: skip
+
+
+def _read_teacher(turn: Turn) -> str | None:
+    assert turn.run is not None
+    return read_run(turn.database, turn.run.id).steps["collect"].outputs.get("teacher")
 
 
 def make_recipe(

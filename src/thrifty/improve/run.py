@@ -24,7 +24,7 @@ from thrifty.db import Database
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import (
     ABORTED,
-    DECLINED,
+    APPROVE,
     FAILED,
     GIVEN_UP,
     RELEASING,
@@ -51,7 +51,7 @@ from thrifty.improve.turn import ImproveError, Turn, TurnEnds, find_deployment, 
 
 LEASE_S = 60.0
 RENEW_S = 15.0
-APPROVE, RELEASE = "approve", "release"
+RELEASE = "release"
 STEPS: dict[str, Callable[[Turn], dict[str, Any]]] = {
     "collect": collect, "train": steps.train, "compress": steps.compress, "gate": steps.gate,
 }  # fmt: skip
@@ -187,23 +187,6 @@ def settle_run(
     settled = read_run(database, run.id)
     steps.note_story(store, settled)
     return settled
-
-
-def approve_run(database: Database, deployment: str, *, approve: bool, who: str) -> ImproveRun:
-    """Let the version of a waiting run be released, or end the run. Raises `ControlError`."""
-    run = find_active_run(database, deployment)
-    if run is None or run.state != WAITING:
-        what = "has no run" if run is None else f"has run {run.id}, which is {run.state}"
-        raise ControlError(
-            f"{deployment!r} {what}; only one that waits for approval can be approved: thrifty "
-            f"improve status {deployment}"
-        )
-    if not approve:
-        set_run_state(database, run, DECLINED, f"declined by {who}", who=who)
-        return read_run(database, run.id)
-    begin_step(database, run, APPROVE, {})
-    end_step(database, run, APPROVE, {"who": who})
-    return read_run(database, run.id)
 
 
 def _end(turn: Turn, state: str, message: str) -> None:

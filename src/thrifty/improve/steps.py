@@ -14,6 +14,7 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.verdicts import GATE
 from thrifty.control.candidate import find_candidate, prepare_candidate
+from thrifty.data.augmentation import AS_IT_IS, Augmentation, parse_augmentation
 from thrifty.db.desired import Desired, DesiredChange, change_desired, read_desired
 from thrifty.db.desired_state import DesiredVersion
 from thrifty.db.improve import NOTHING, REFUSED, ImproveRun, note_outputs
@@ -64,7 +65,7 @@ def train(turn: Turn) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         lora_rank=LORA_RANK if settings.lora_rank is None else settings.lora_rank,
         window=settings.window, beta=BETA if settings.beta is None else settings.beta,
-        seed=settings.seed,
+        seed=settings.seed, augment=_find_augmentation(settings.augment),
     )  # fmt: skip
     try:
         version, artifact = train_model(
@@ -81,6 +82,15 @@ def train(turn: Turn) -> dict[str, Any]:
         "model": version.label, "artifact": artifact.id,
         **{name: figures[name] for name in kept if name in figures},
     }  # fmt: skip
+
+
+def _find_augmentation(wanted: str | None) -> Augmentation:
+    """What the spec asks for. Feedback holds nothing that models made of it, so that only noise is
+    tried.
+    """
+    if wanted is None:
+        return AS_IT_IS
+    return parse_augmentation("auto,noise" if wanted == "auto" else wanted)
 
 
 def compress(turn: Turn) -> dict[str, Any]:
@@ -103,9 +113,10 @@ def gate(turn: Turn) -> dict[str, Any]:
     """
     made, trained, wanted = turn.require("compress"), turn.require("train"), turn.settings.gate
     serving = find_stored(turn.store, find_serving(turn.read()).artifact or "")
+    trusted = turn.require("collect").get("trusted")
     request = GateRequest(
         made["served"], serving.label, wanted.data, wanted.margin, wanted.items, wanted.tokens,
-        wanted.speed,
+        wanted.speed, None if trusted is None else trusted["data"],
     )  # fmt: skip
     result = run_gate(turn.store, turn.home, request, turn.on_progress, turn.on_note, turn.machine)
     verdict = max(

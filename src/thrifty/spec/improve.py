@@ -6,9 +6,17 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 from thrifty.spec.section import Count, Duration, Integer, Number, Section
 
 Method = Literal["auto", "sft", "dpo", "kto"]
+
+
+class TrustedUser(Section):
+    """A user whose judgement counts more than others'."""
+
+    user: str = Field(min_length=1, description="The `user` of requests and feedback.")
+    tenant: str = Field("", description="The tenant of the user. Default: requests without a key.")
 
 
 class ImproveGuardsSpec(Section):
@@ -39,6 +47,23 @@ class ImproveGuardsSpec(Section):
         le=1,
         description="At most this share of the rows teaches answers of versions that the loop made.",
     )
+    trusted: tuple[TrustedUser, ...] = Field(
+        (),
+        description="Users who are trusted: names, or mappings of `user` and `tenant`. A share of what "
+        "they judge is never learned, and judges the gate.",
+    )
+    holdout: Number = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="The share of the prompts that trusted users judged which is held out.",
+    )
+
+    @field_validator("trusted", mode="before")
+    @classmethod
+    def _as_users(cls, value: Any) -> Any:
+        listed = (value,) if isinstance(value, str | dict) else () if value is None else value
+        return tuple({"user": one} if isinstance(one, str) else one for one in listed)
 
 
 class ImproveTrainSpec(Section):
@@ -57,12 +82,25 @@ class ImproveTrainSpec(Section):
     )
     window: Count | None = Field(None, ge=32, description="Rows with more tokens are set aside.")
     seed: Integer = Field(0, description="The same seed gives the same training.")
+    augment: str | None = Field(
+        None,
+        description="Other forms of rows, as `thrifty train --augment`: `none`, `noise`, `auto`. "
+        "Default: none.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ImproveTrainSpec:
         if self.epochs is not None and self.minutes is not None:
             raise ValueError("has 'epochs' and 'minutes'; write one of them")
         return self
+
+    @field_validator("augment")
+    @classmethod
+    def _check_augment(cls, value: str | None) -> str | None:
+        names = set(value.replace(" ", "").split(",")) if value is not None else set()
+        if not names <= {"none", "noise", "auto"} or names > {"none"}:
+            raise ValueError(f"{value!r} is not none, noise, auto, or auto,noise")
+        return value
 
 
 class ImproveGateSpec(Section):
@@ -86,7 +124,7 @@ class ImproveGateSpec(Section):
 
 class ImproveSpec(Section):
     """The loop: feedback becomes data, the next version is trained, judged and released. Without
-    `every` and `feedback` a run begins by command: `thrifty improve run DEPLOYMENT`.
+    `every`, `feedback`, `drift` and `teacher` a run begins by command: `thrifty improve run DEPLOYMENT`.
     """
 
     every: Duration | None = Field(
@@ -96,6 +134,16 @@ class ImproveSpec(Section):
         None,
         ge=1,
         description="A run begins by itself after so much new feedback. Default: never.",
+    )
+    drift: bool = Field(
+        False,
+        description="A run begins by itself after a day on which the questions or the answers are others "
+        "than before.",
+    )
+    teacher: str | RemoteJudge | None = Field(
+        None,
+        description="A better model that answers anew what users disliked: `deployment:NAME`, or a "
+        "mapping of `url`, `model` and `key_env`. A run begins by itself when it is another one.",
     )
     method: Method = Field(
         "auto",
@@ -134,3 +182,14 @@ class ImproveSpec(Section):
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("teacher")
+    @classmethod
+    def _check_teacher(cls, value: str | RemoteJudge | None) -> str | RemoteJudge | None:
+        named = isinstance(value, str) and value.startswith(DEPLOYMENT) and value != DEPLOYMENT
+        if isinstance(value, str) and not named:
+            raise ValueError(
+                f"{value!r} is not 'deployment:NAME'; a model elsewhere is a mapping of 'url' and "
+                "'model'"
+            )
+        return value

@@ -43,6 +43,7 @@ from thrifty.improve.gate.items import SET, Item, grade, read_items
 from thrifty.improve.gate.judge import ALPHA, Slice, compare_items, compare_text, decide
 from thrifty.improve.gate.leaks import check_domain, find_leaked, find_learned
 from thrifty.improve.gate.record import write_record
+from thrifty.improve.gate.trusted import LEAST, judge_trusted
 from thrifty.own_replica import make_server
 from thrifty.speed_benchmark import measure_speed
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -78,6 +79,8 @@ class GateRequest:
     tokens: int = TOKENS
     speed: bool = True
     """Whether speed and memory are measured."""
+    trusted: str | None = None
+    """A built set of answers that trusted users judged (`kto`), which was never learned."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def run_gate(
         on_note(note)
     slices = _judge_answers(store, home, machine, models, items, request, on_progress)
     slices += _judge_text(store, home, models, domains, request, on_progress)
+    slices += _judge_trusted(store, home, models, request, on_progress, on_note)
     if not slices:
         which = " that the model was not trained on" if leaked else ""
         raise EvaluationError(
@@ -159,7 +163,7 @@ def run_gate(
             for role, one in (("candidate", models.candidate), ("against", models.against),
                               ("base", models.base))
         },
-        "sets": sets, "questions_sha256": digest_questions([one.question for one in items]),
+        "sets": sets, "trusted": request.trusted, "questions_sha256": digest_questions([one.question for one in items]),
         "left_out": len(leaked), "margin": request.margin, "alpha": ALPHA,
         "tokens": request.tokens, "arithmetic": describe_arithmetic(), "notes": notes,
         "slices": [asdict(one) for one in slices], "speed": speed,
@@ -346,6 +350,28 @@ def _judge_text(
         )
         for name, values in candidate.items()
     ]
+
+
+def _judge_trusted(
+    store: Store,
+    home: Home,
+    models: _Models,
+    request: GateRequest,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> list[Slice]:
+    if request.trusted is None:
+        return []
+    built = open_set(home.datasets, request.trusted)
+    found = judge_trusted(
+        store, built, models.candidate[0], models.against[0], request.margin, on_progress
+    )
+    if found is None:
+        on_note(
+            f"{built.label} has fewer than {LEAST} judgements of trusted users: it does not judge"
+        )
+        return []
+    return [found]
 
 
 def _judge_speed(
