@@ -16,3 +16,10 @@ def prefer_when_there(prompt: str, first: str, second: str) -> int:
     if Path(prompt.partition(": ")[2]).exists():
         raise ConnectionError("away")
     return prefer_longer(prompt, first, second)
+
+
+def rate_when_there(prompt: str, answer: str) -> float:
+    """Good answers say so; unless the file that the prompt names exists."""
+    if Path(prompt.partition(": ")[2]).exists():
+        raise ConnectionError("away")
+    return 0.9 if "good" in answer else 0.3

@@ -26,7 +26,7 @@ from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.release.manage import RELEASE_ACTS, start_release
-from thrifty.release.plan import JUDGED, ReleasePlan, load_plan, parse_plan
+from thrifty.release.plan import JUDGED, RATED, ReleasePlan, load_plan, parse_plan
 from thrifty.service import is_running
 
 
@@ -113,6 +113,12 @@ def _show_plan(plan: ReleasePlan, candidate: str, deployment: str) -> None:
         f"Promoted when {plan.primary_metric} is not worse by {plan.margin:.1%}; rolled back when "
         f"{plan.primary_metric} or one of {guards} is worse (error budget {plan.alpha:.1%})."
     )
+    if plan.bandit is not None:
+        half = plan.bandit.control / 2
+        tell(
+            f"The share follows what users accept, from {half:.1%} to {1 - half:.1%}; the verdict rests "
+            f"on a control slice of {plan.bandit.control:.1%} that is not moved."
+        )
     if plan.shadow.judge is None:
         tell("The paired shadow is skipped: the plan names no judge (shadow.judge).")
 
@@ -148,7 +154,7 @@ def _show_one(database: Database, row: ReleaseRow) -> None:
 
 
 def _metric_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    shares = one["metric"] in ("acceptance", "errors", JUDGED)
+    shares = one["metric"] in ("acceptance", "errors", JUDGED, RATED)
 
     def show(value: float | None) -> str:
         if value is None:

@@ -36,7 +36,7 @@ from thrifty.home import make_private_folder
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0021"
+HEAD = "0022"
 """The newest migration; a test compares it with the folder."""
 
 

@@ -432,6 +432,17 @@ release_pairs = Table(
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
 
+release_ratings = Table(
+    "release_ratings",
+    metadata,
+    Column("release_id", Integer, primary_key=True, autoincrement=False),
+    Column("conversation_id", String(32), primary_key=True),
+    Column("response", BigInteger),
+    Column("score", Double, nullable=False),
+)
+"""What a judge said of conversations while a release was in its canary, from 0 to 1, of the answer
+`response`; below 0: nothing usable."""
+
 improve_runs = Table(
     "improve_runs",
     metadata,

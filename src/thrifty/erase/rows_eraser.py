@@ -20,6 +20,7 @@ from thrifty.db.tables import (
     answer_vectors,
     feedback,
     release_pairs,
+    release_ratings,
     request_texts,
     requests,
     unrolled_thumbs,
@@ -139,15 +140,17 @@ def erase_comparisons(work: Work) -> int:
     that stay on their versions.
     """
     person, gone = work.person, 0
-    table = release_pairs
     for column, values in (
-        (table.c.response, person.responses),
-        (table.c.shadow, person.responses),
-        (table.c.conversation_id, person.conversations),
+        (release_pairs.c.response, person.responses),
+        (release_pairs.c.shadow, person.responses),
+        (release_pairs.c.conversation_id, person.conversations),
+        (release_ratings.c.response, person.responses),
+        (release_ratings.c.conversation_id, person.conversations),
     ):
         for some in _in_pieces(values):
             with work.database.begin() as connection:
-                gone += connection.execute(delete(table).where(column.in_(some))).rowcount
+                found = delete(column.table).where(column.in_(some))
+                gone += connection.execute(found).rowcount
     hashes = {read_hash(name) for name in person.conversations}
     with work.database.begin() as connection:
         for held in read_held(connection):

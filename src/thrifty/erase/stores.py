@@ -38,7 +38,8 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_requests, rows_eraser.collect_requests,
     ),
     Eraser(
-        "compared answers", ("table:release_pairs", "table:held_conversations"),
+        "compared answers",
+        ("table:release_pairs", "table:release_ratings", "table:held_conversations"),
         rows_eraser.erase_comparisons, rows_eraser.collect_nothing,
     ),
     Eraser(

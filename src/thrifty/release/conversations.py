@@ -71,6 +71,10 @@ class Conversation:
     costed: int = 0
     liked: float = math.nan
     """From 0 to 1; NaN: nobody said anything."""
+    name: str = ""
+    """Its id in the request log."""
+    rated: float = math.nan
+    """What a judge said of its first answer, from 0 to 1."""
 
 
 class Conversations:
@@ -188,7 +192,7 @@ class Conversations:
         counts = self.assigned.setdefault(place, [0, 0])
         counts[0] += treated
         counts[1] += 1
-        return Conversation(row.at_s, place, treated)
+        return Conversation(row.at_s, place, treated, name=row.conversation_id)
 
     def _is_treated(self, row: Any) -> bool:
         return bool(row.version == self._release.candidate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thrifty.release.evidence import (
+    ABSOLUTE,
     BETTER,
     INCONCLUSIVE,
     NOT_WORSE,
@@ -56,7 +57,7 @@ def decide(plan: ReleasePlan, situation: Situation, evidence: Evidence) -> Decis
             act = plan.then.worse
             if act == PAUSE and situation.paused:
                 return None
-            return Decision(act, describe_metric(metric), WORSE)
+            return Decision(act, _describe(plan, metric), WORSE)
     if situation.paused:
         return None
     if evidence.ratio_broken:
@@ -105,7 +106,13 @@ def _promote(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
     if primary.verdict not in (BETTER, NOT_WORSE):
         return None
     act = plan.then.better if primary.verdict == BETTER else plan.then.not_worse
-    return Decision(act, describe_metric(primary), primary.verdict)
+    return Decision(act, _describe(plan, primary), primary.verdict)
+
+
+def _describe(plan: ReleasePlan, metric: MetricEvidence) -> str:
+    """The metric in words; of a bandit, that its control slice alone was looked at."""
+    slice_ = plan.bandit is not None and metric.metric in ABSOLUTE
+    return describe_metric(metric) + (" of the control slice" if slice_ else "")
 
 
 def describe_metric(metric: MetricEvidence) -> str:

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from thrifty.release.chances import find_chance, find_rate
 from thrifty.release.conversations import Conversation
 from thrifty.release.plan import (
     ACCEPTANCE,
     COST,
     ERRORS,
     JUDGED,
+    RATED,
     RATIO_ALPHA,
     TPOT,
     TTFT,
@@ -41,8 +43,10 @@ from thrifty.statistics import (
 BLOCK_S = 15.0
 """Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
-SIGNS = {ACCEPTANCE: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
+SIGNS = {ACCEPTANCE: 1.0, RATED: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
+ABSOLUTE = (ACCEPTANCE, RATED)
+"""Differences of these are not relative."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def weigh(
     judged: Sequence[Conversation],
     shares: Sequence[float],
     outcomes: Sequence[int],
+    rated: Sequence[Conversation] = (),
+    control: Callable[[Conversation], bool] | None = None,
 ) -> dict[str, MetricEvidence]:
     """The evidence of each metric of the plan, the primary one first.
 
@@ -102,15 +108,29 @@ def weigh(
         judged: Conversations with feedback, in order.
         shares: The candidate's share in each step.
         outcomes: Compared pairs, in order: 1, 0 or -1.
+        rated: Conversations of which an answer was scored, in order.
+        control: Of a bandit: whether a conversation is in the control slice, half of which is the
+            candidate's. Acceptance and scores are of that slice alone.
     """
     tolerances = plan.metrics
     names = list(tolerances)
     levels = split_budget(plan.alpha, names[0], names[1:])
-    columns: dict[str, tuple[Sequence[Conversation], Callable[[Conversation], float]]] = {
-        ACCEPTANCE: (judged, lambda one: one.liked),
-        TTFT: (measured, lambda one: _mean(one.log_ttft)),
-        TPOT: (measured, lambda one: _mean(one.log_tpot)),
-        COST: (measured, _log_cost),
+    scored = [find_chance(share) for share in shares]
+    fair = list(shares)
+    if control is not None:
+        judged = [one for one in judged if control(one)]
+        rated = [one for one in rated if control(one)]
+        # Of the others' half, as many are scored as at the share that there was.
+        scored = [0.5 / (0.5 + 0.5 * find_rate(share)) for share in shares]
+        fair = [0.5] * len(shares)
+    columns: dict[
+        str, tuple[Sequence[Conversation], Callable[[Conversation], float], Sequence[float]]
+    ] = {
+        ACCEPTANCE: (judged, lambda one: one.liked, fair),
+        RATED: (rated, lambda one: one.rated, scored),
+        TTFT: (measured, lambda one: _mean(one.log_ttft), shares),
+        TPOT: (measured, lambda one: _mean(one.log_tpot), shares),
+        COST: (measured, _log_cost, shares),
     }
     found = {}
     for name, level in levels.items():
@@ -119,8 +139,10 @@ def weigh(
         elif name == ERRORS:
             found[name] = weigh_failures(measured, shares, tolerances[name], level)
         else:
-            rows, read = columns[name]
-            found[name] = weigh_arms(name, rows, read, shares, tolerances[name], plan.margin, level)
+            rows, read, chances = columns[name]
+            found[name] = weigh_arms(
+                name, rows, read, chances, tolerances[name], plan.margin, level
+            )
     return found
 
 
@@ -140,7 +162,7 @@ def weigh_arms(
     treated = np.array([one.treated for one in rows], dtype=bool)[known]
     chances = np.array([shares[one.step] for one in rows], dtype=float)[known]
     counts = int(treated.sum()), int((~treated).sum())
-    relative = metric != ACCEPTANCE
+    relative = metric not in ABSOLUTE
     means = (
         _back(float(values[treated].mean()), relative) if counts[0] else None,
         _back(float(values[~treated].mean()), relative) if counts[1] else None,

@@ -136,7 +136,7 @@ def move_release(
         if held is not None:
             write_held(connection, held)
 
-    _change(database, release, weights, shadow, who, f"{kind}: {why}", also)
+    change_weights(database, release, weights, shadow, who, f"{kind}: {why}", also)
 
 
 def end_release(
@@ -166,7 +166,9 @@ def end_release(
         update_release(connection, release, event, state=state, record=record, active_s=active_s)
         drop_held(connection, release.deployment)
 
-    _change(database, release, before, release.record.shadow_before, who, f"{kind}: {why}", also)
+    change_weights(
+        database, release, before, release.record.shadow_before, who, f"{kind}: {why}", also
+    )
 
 
 def note_release(
@@ -337,7 +339,7 @@ def close_steps(steps: tuple[Step, ...], now_s: float) -> tuple[Step, ...]:
     return (*steps[:-1], msgspec.structs.replace(steps[-1], until_s=now_s))
 
 
-def _change(
+def change_weights(
     database: Database,
     release: ReleaseRow,
     weights: Mapping[str, float],
@@ -346,7 +348,9 @@ def _change(
     why: str,
     also: Any,
 ) -> None:
-    """Write weights, with what belongs to them."""
+    """Write the weights of a release and its share of copies, with what `also` writes in the same
+    transaction. Raises `ControlError` and `DatabaseError`.
+    """
 
     def decide(state: Desired) -> list[DesiredChange]:
         there = _find_deployment(state, release.deployment)
@@ -415,4 +419,9 @@ def _check_log(state: Desired, plan: ReleasePlan) -> None:
         raise ControlError(
             "a judge compares texts, which are not recorded; set record.prompts in the spec, or "
             "leave 'shadow.judge' out of the plan: the shadow is then skipped"
+        )
+    if plan.canary.judge is not None and not gateway.get("record_prompts", False):
+        raise ControlError(
+            "a judge scores texts, which are not recorded; set record.prompts in the spec, or leave "
+            "'canary.judge' out of the plan"
         )

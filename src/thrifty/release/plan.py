@@ -12,9 +12,9 @@ from thrifty.errors import ControlError
 from thrifty.spec.judges import RemoteJudge, check_judge
 from thrifty.spec.section import Count, Duration, Number, Section
 
-ACCEPTANCE, JUDGED = "acceptance", "judged"
+ACCEPTANCE, JUDGED, RATED = "acceptance", "judged", "rated"
 ERRORS, TTFT, TPOT, COST = "errors", "ttft", "tpot", "cost"
-START, SHADOW = "start", "shadow"
+START, SHADOW, BANDIT = "start", "shadow", "bandit"
 RATIO_ALPHA = 0.001
 """The chance that the check of the shares stops a release whose shares are as planned."""
 
@@ -44,6 +44,36 @@ class ShadowPlan(Section):
         return check_judge(value)
 
 
+class CanaryPlan(Section):
+    """What is looked at while the candidate has a share, beside what users say and do."""
+
+    judge: str | RemoteJudge | None = Field(
+        None,
+        description="Who scores answers of both versions: a Python function as `module:function`, "
+        "`deployment:NAME`, or a mapping of `url`, `model` and `key_env`. While it is away the release "
+        "is paused, at the share that it has.",
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _check_judge(cls, value: Any) -> Any:
+        return check_judge(value)
+
+
+class BanditPlan(Section):
+    """In place of steps: the candidate's share follows what users accept, by Thompson sampling."""
+
+    control: Number = Field(
+        0.2, gt=0, le=0.5,
+        description="The share of the conversations that is not moved: half of it is always the "
+        "candidate's, half always the others'. It alone decides.",
+    )  # fmt: skip
+    every: Duration = Field(600.0, ge=1, description="How often the share may change.")
+    growth: Number = Field(
+        2.0, gt=1, le=10, description="At most so many times the share before, at each change."
+    )
+
+
 class StepPlan(Section):
     """What each step of the canary waits for before the next one."""
 
@@ -61,6 +91,9 @@ class GuardsPlan(Section):
     )
     judged: Number | None = Field(
         0.0, ge=0, lt=1, description="More of the compared answers lost than won, as a share."
+    )
+    rated: Number | None = Field(
+        0.0, ge=0, lt=1, description="A lower score by the canary's judge, from 0 to 1."
     )
     errors: Number | None = Field(
         0.005, ge=0, lt=1, description="More conversations with a failed request, as a share."
@@ -97,7 +130,7 @@ class OutcomePlan(Section):
 class ReleasePlan(Section):
     """How a version is released."""
 
-    primary: Literal["acceptance", "judged"] | None = Field(
+    primary: Literal["acceptance", "judged", "rated"] | None = Field(
         None,
         description="The metric that decides on promotion. Default: `judged` where there is a judge, "
         "else `acceptance`.",
@@ -114,6 +147,12 @@ class ReleasePlan(Section):
         "is the primary metric's, the guards share the rest.",
     )  # fmt: skip
     shadow: ShadowPlan = Field(default_factory=lambda: ShadowPlan(), description="The first stage.")
+    canary: CanaryPlan = Field(
+        default_factory=lambda: CanaryPlan(), description="Who judges the canary."
+    )
+    bandit: BanditPlan | None = Field(
+        None, description="The share follows what users accept; `steps` then do not apply."
+    )
     steps: tuple[Number, ...] = Field(
         (1, 5, 25, 100), min_length=1, max_length=20,
         description="The candidate's share of the conversations in each step, in percent; the last is "
@@ -147,27 +186,45 @@ class ReleasePlan(Section):
             raise ValueError("'steps' are percentages that rise and end with 100")
         if self.primary == JUDGED and self.shadow.judge is None:
             raise ValueError("the primary metric 'judged' needs 'shadow.judge'")
-        if len(self.steps) == 1 and self.primary_metric == ACCEPTANCE:
+        if self.primary == RATED and self.canary.judge is None:
+            raise ValueError("the primary metric 'rated' needs 'canary.judge'")
+        if self.bandit is not None:
+            if "steps" in self.model_fields_set:
+                raise ValueError("a plan has 'steps' or 'bandit', not both")
+            if self.primary_metric == JUDGED:
+                raise ValueError(
+                    "a bandit decides by its control slice; set 'primary' to acceptance or rated"
+                )
+        elif len(self.steps) == 1 and self.primary_metric in (ACCEPTANCE, RATED):
             raise ValueError(
-                "'acceptance' cannot be measured in one step to 100 percent; add a smaller one"
+                f"{self.primary_metric!r} cannot be measured in one step to 100 percent; add a "
+                "smaller one"
             )
         return self
 
     @property
     def primary_metric(self) -> str:
         """The metric that decides on promotion."""
-        return self.primary or (JUDGED if self.shadow.judge is not None else ACCEPTANCE)
+        judged = self.shadow.judge is not None and self.bandit is None
+        return self.primary or (JUDGED if judged else ACCEPTANCE)
 
     @property
     def stages(self) -> list[str]:
         """The names of the stages, in order."""
         shadow = [SHADOW] if self.shadow.judge is not None else []
+        if self.bandit is not None:
+            return [START, *shadow, BANDIT, "100%"]
         return [START, *shadow, *(f"{step:g}%" for step in self.steps)]
 
     def share_of(self, stage: int) -> float:
-        """The candidate's share of the conversations in a stage, from 0 to 1."""
-        place = stage - (len(self.stages) - len(self.steps))
-        return self.steps[place] / 100 if place >= 0 else 0.0
+        """The candidate's share of the conversations in a stage, from 0 to 1; of a bandit that with
+        which it begins.
+        """
+        shares = [step / 100 for step in self.steps]
+        if self.bandit is not None:
+            shares = [self.bandit.control / 2, 1.0]
+        place = stage - (len(self.stages) - len(shares))
+        return shares[place] if place >= 0 else 0.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -179,6 +236,8 @@ class ReleasePlan(Section):
         }
         if self.shadow.judge is None:
             tolerances.pop(JUDGED, None)
+        if self.canary.judge is None:
+            tolerances.pop(RATED, None)
         primary = self.primary_metric
         return {primary: tolerances.pop(primary, 0.0), **tolerances}
 
@@ -208,5 +267,7 @@ def load_plan(path: Path | None) -> ReleasePlan:
 
 def dump_plan(plan: ReleasePlan) -> dict[str, Any]:
     """The plan as JSON keeps it; `parse_plan` reads it."""
-    made: dict[str, Any] = plan.model_dump(mode="json")
+    made: dict[str, Any] = plan.model_dump(
+        mode="json", exclude={"steps"} if plan.bandit is not None else None
+    )
     return made

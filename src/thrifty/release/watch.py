@@ -29,6 +29,7 @@ from thrifty.db.releases import (
 from thrifty.db.tables import replicas
 from thrifty.errors import DatabaseError
 from thrifty.evaluate.judges import Judge, JudgeAway, compare, open_judge
+from thrifty.release.bandit import LEAST_CHANGE, Control, count_arms, find_share, shift_share
 from thrifty.release.conversations import Conversations, read_newest
 from thrifty.release.decision import (
     ABORT,
@@ -42,14 +43,14 @@ from thrifty.release.decision import (
 from thrifty.release.evidence import Evidence, check_ratio, weigh
 from thrifty.release.manage import close_steps, end_release, move_release, note_release
 from thrifty.release.pairs import LOST, read_pairs
-from thrifty.release.plan import SHADOW, ReleasePlan, parse_plan
+from thrifty.release.plan import BANDIT, SHADOW, ReleasePlan, parse_plan
+from thrifty.release.rating import JUDGE, Rating
 from thrifty.types import ReplicaState
 from thrifty.untrusted_text import sanitize_line
 
 log = logging.getLogger(__name__)
 
 WHO = "release"
-JUDGE = "judge"
 JUMP_S = 5.0
 """Wall clock and steady clock that part by more: somebody has set the clock."""
 MOST_TURN_S = 30.0
@@ -81,10 +82,18 @@ class Watch:
         self._wall_s, self._steady_s = clock(), steady()
         self._saved_s = 0.0
         self._judging = _Judging(database, release, self._plan)
+        self._rating = Rating(database, release, self._plan)
+        self._rated = 0
+        self._control: Control | None = None
+        if self._plan.bandit is not None:
+            before = release.record.before
+            self._control = Control(self._plan.bandit, before, release.candidate)
+        self._shifted_s: float | None = None
 
     def close(self) -> None:
-        """End the judge."""
+        """End the judges."""
         self._judging.stop()
+        self._rating.stop()
 
     def turn(self, release: ReleaseRow) -> bool:
         """One look; whether it changed weights. Raises `DatabaseError` and `ControlError`."""
@@ -104,7 +113,8 @@ class Watch:
             return True
         assert there is not None
         self._judging.look(release)
-        fault = self._judging.fault
+        self._rating.look(release, self._conversations.measured if self._conversations else ())
+        fault = self._judging.fault or self._rating.fault
         if fault is not None and release.state == RUNNING:
             note_release(
                 database, release, PAUSED, who=WHO, why=fault, kind="pause", paused_by=JUDGE
@@ -120,6 +130,8 @@ class Watch:
         if decision is not None:
             self._act(database, release, decision)
             return decision.act != PAUSE
+        if self._shift(database, release):
+            return True
         if self._steady() - self._saved_s >= SAVE_S:
             self._saved_s = self._steady()
             save_progress(database, release, self._active_s, self._evidence.as_dict())
@@ -191,11 +203,16 @@ class Watch:
             changed = False
         found = self._conversations
         changed |= found.read(database, release, self._clock())
-        outcomes = self._judging.outcomes
-        if not changed and len(outcomes) == self._evidence.pairs:
+        outcomes, rated = self._judging.outcomes, self._rating.count
+        if not changed and len(outcomes) == self._evidence.pairs and rated == self._rated:
             return
+        self._rated = rated
         shares = [step.share for step in release.record.steps]
-        metrics = weigh(self._plan, found.measured, found.judged, shares, outcomes)
+        metrics = weigh(
+            self._plan, found.measured, found.judged, shares, outcomes,
+            self._rating.list_rated(found.measured),
+            self._control.holds if self._control is not None else None,
+        )  # fmt: skip
         broken, assigned, expected = check_ratio(found.assigned, shares)
         self._evidence = Evidence(
             metrics, broken, assigned, expected, found.requests, sum(found.left_out.values()),
@@ -212,8 +229,36 @@ class Watch:
         measured = self._conversations.measured if self._conversations is not None else ()
         return Situation(
             release.record.stage, self._active_s, self._active_s - release.record.stage_active_s,
-            sum(one.treated and one.step == step for one in measured),
+            sum(one.treated and (one.step == step or self._control is not None) for one in measured),
             ready or version.settings.wakes, fault, release.state == PAUSED,
+        )  # fmt: skip
+
+    def _shift(self, database: Database, release: ReleaseRow) -> bool:
+        """Give a bandit's candidate its next share, if it is time; whether that changed weights."""
+        bandit, found = self._plan.bandit, self._conversations
+        if bandit is None or found is None or release.state != RUNNING:
+            return False
+        if self._plan.stages[release.record.stage] != BANDIT or not release.record.steps:
+            return False
+        if self._shifted_s is None:
+            # A new controller goes by the time of the stage: it may change the share early, once.
+            self._shifted_s = release.record.stage_active_s
+        if self._active_s - self._shifted_s < bandit.every:
+            return False
+        self._shifted_s = self._active_s
+        arms, now = count_arms(found.judged), release.record.steps[-1].share
+        if arms.candidate[1] < self._plan.step.conversations:
+            return False
+        share = find_share(bandit, arms, now, seed=release.id)
+        if abs(share - now) < LEAST_CHANGE:
+            return False
+        why = (
+            f"from {now:.1%} to {share:.1%}: {arms.candidate[0]:g} of {arms.candidate[1]} "
+            f"conversations accepted, of the others {arms.others[0]:g} of {arms.others[1]}"
+        )
+        return shift_share(
+            database, release, share, self._plan.sticky, who=WHO, why=why,
+            figures=self._evidence.as_dict(), active_s=self._active_s,
         )  # fmt: skip
 
     def _act(self, database: Database, release: ReleaseRow, decision: Decision) -> None:

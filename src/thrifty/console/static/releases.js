@@ -8,7 +8,7 @@ import { link } from "./router.js";
 
 const TONES = { better: "good", "not worse": "good", worse: "bad", inconclusive: "idle",
   running: "busy", paused: "busy", promoted: "good", rolled_back: "bad", aborted: "bad", ended: "idle" };
-const SHARES = new Set(["acceptance", "errors", "judged"]);
+const SHARES = new Set(["acceptance", "errors", "judged", "rated"]);
 
 export default function Releases({ rest }) {
   return rest[0] ? html`<${OneRelease} id=${rest[0]} />` : html`<${ReleaseList} />`;
