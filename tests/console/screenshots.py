@@ -14,13 +14,21 @@ import httpx
 
 from tests.artifacts.models import Llama
 from tests.console.browsing import PHONE, WIDE, browsing
-from tests.console.site import NAME, Site, fill, fill_quality, raise_alert, running_site
+from tests.console.site import (
+    NAME,
+    Site,
+    fill,
+    fill_improve,
+    fill_quality,
+    raise_alert,
+    running_site,
+)
 from thrifty.artifacts import Store
 from thrifty.artifacts.artifact import Lineage, Parent
 
 REQUESTS = 3000
 PAGES = (
-    "overview", "deployments", "releases", "alerts", "requests", "feedback", "quality", "models", "cost", "keys",
+    "overview", "deployments", "releases", "improve", "alerts", "requests", "feedback", "quality", "models", "cost", "keys",
     "audit", "settings",
 )  # fmt: skip
 QUESTION = "What is the capital of France?"
@@ -106,6 +114,7 @@ async def main(folder: Path) -> None:
             await asyncio.to_thread(store_models, Path(home))
             await asyncio.to_thread(raise_alert, site.database)
             await asyncio.to_thread(fill_quality, site.database)
+            await asyncio.to_thread(fill_improve, site.database, site.home)
             asking = asyncio.ensure_future(ask_for_a_while(site))
             try:
                 await take(site, folder, theme="light", size=WIDE, end="")

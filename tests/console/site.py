@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -30,11 +31,12 @@ from thrifty.db.desired_state import (
 from thrifty.db.drift import DriftLook, save_looks
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.fleet import ReplicaRow, VersionRow, VersionSettings, save_deployment, save_replicas
+from thrifty.db.improve import REFUSED, WAITING, begin_step, create_run, end_step, set_run_state
 from thrifty.db.keys import create_key
 from thrifty.db.quality import QualityAnswer, save_answers
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.scores import REVIEW, read_waiting, save_score
-from thrifty.home import Home
+from thrifty.home import Home, make_private_folder
 from thrifty.observe.rollups.roll import Roller
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.response_ids import EPOCH_S
@@ -225,6 +227,41 @@ def fill_quality(database: Database, *, seed: int = 3) -> None:
         )
     ]  # fmt: skip
     save_looks(database, looks)
+
+
+def fill_improve(database: Database, home: Home) -> tuple[int, int]:
+    """A run that the gate refused, with its record, and one that waits for a person; their numbers."""
+    slices = [
+        {"metric": "right", "name": "topic=billing", "count": 40, "candidate": 0.4, "against": 0.9,
+         "base": 0.8, "difference": -0.5, "low": -0.65, "high": -0.35, "outcome": "worse",
+         "examples": [{"question": "What does plan B cost?", "against": "9", "candidate": "?"}]},
+        {"metric": "right", "name": "all", "count": 500, "candidate": 0.71, "against": 0.7,
+         "base": 0.6, "difference": 0.01, "low": -0.01, "high": 0.03, "outcome": "not worse",
+         "examples": []},
+    ]  # fmt: skip
+    folder = make_private_folder(home.gates)
+    (folder / "abc.json").write_text(json.dumps({"slices": slices}))
+    collected = {
+        "data": "chat-dpo@v1", "method": "dpo", "learned": 90, "held_out": 10, "judged": 140,
+        "users": 12, "left_out": {"outlier": 7, "trusted": 9}, "no_row": {"no_text": 3},
+        "removed": {"near": 2}, "own": 4, "trusted": {"data": "chat-trusted@v1", "rows": 30},
+    }  # fmt: skip
+    refused = create_run(database, NAME, {}, began_by="drift", who="controller")
+    gate = {
+        "verdict": "fail", "message": "chat@v2 fails the gate", "against": "chat@v1",
+        "record": str(folder / "abc.json"), "failed": ["right: topic=billing"],
+    }  # fmt: skip
+    for step, outputs in (("collect", collected), ("train", {"model": "chat@v2"}), ("gate", gate)):
+        begin_step(database, refused, step, {})
+        end_step(database, refused, step, outputs)
+    set_run_state(
+        database, refused, REFUSED, "chat@v2 fails the gate: right: topic=billing (-50.0%)"
+    )
+    waiting = create_run(database, NAME, {}, began_by="every", who="controller")
+    begin_step(database, waiting, "collect", {})
+    end_step(database, waiting, "collect", collected)
+    set_run_state(database, waiting, WAITING, "chat@v3 passed the gate and waits for approval")
+    return refused.id, waiting.id
 
 
 def raise_alert(database: Database) -> None:

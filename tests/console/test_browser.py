@@ -15,16 +15,25 @@ from typing import Any
 import pytest
 
 from tests.console.browsing import PHONE, WIDE, browsing
-from tests.console.site import NAME, Site, fill, fill_quality, raise_alert, running_site
+from tests.console.site import (
+    NAME,
+    Site,
+    fill,
+    fill_improve,
+    fill_quality,
+    raise_alert,
+    running_site,
+)
 from tests.parts import running_service, wait_until
 from thrifty.db.feedback import FeedbackFilter, list_feedback
+from thrifty.db.improve import read_run
 from thrifty.fleet.ports import find_free_port
 
 # A browser beside two busy loops is slow, and each test looks at many pages.
 pytestmark = [pytest.mark.console, pytest.mark.timeout(1200)]
 
 PAGES = {
-    "overview": "By version", "deployments": "Replicas", "releases": "No release yet",
+    "overview": "By version", "deployments": "Replicas", "releases": "No release yet", "improve": "Runs of the loop",
     "alerts": "An answer in a hundred is lost", "requests": "Request log",
     "playground": "Ask something", "feedback": "Turn into data", "quality": "Faults of answers", "models": "The store is empty",
     "cost": "Budgets and forecasts", "keys": "No keys yet", "audit": "Acts",
@@ -97,6 +106,30 @@ async def test_every_page(tmp_path: Path, theme: str, size: tuple[int, int]) -> 
             dark = sum(map(int, re.findall(r"\d+", back)[:3])) < 200
             assert dark == (theme == "dark")
             assert await tab.find_reports() == []
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+async def test_runs_of_the_loop(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with running_site(tmp_path) as site, browsing(site.console, size=size) as tab:
+        refused, waiting = await asyncio.to_thread(fill_improve, site.database, site.home)
+        page = tab.page
+        await open_page(page, "improve", f"Run {refused}")
+        await open_page(page, f"improve/{refused}", "What was collected")
+        await page.get_by_text("7 judgements of users who like far more").wait_for()
+        await page.get_by_text("topic=billing", exact=True).wait_for()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        await check_accessible(page)
+        assert await page.get_by_role("button", name="Approve").count() == 0
+        await open_page(page, f"improve/{waiting}", "waits for approval")
+        await page.get_by_role("button", name="Approve").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.wait_for()
+        await check_accessible(page)
+        await dialog.get_by_role("button", name="Approve").click()
+        await dialog.wait_for(state="detached")
+        await page.get_by_text("approve", exact=True).first.wait_for()
+        assert read_run(site.database, waiting).find_outputs("approve") is not None
+        assert await tab.find_reports() == []
 
 
 async def test_by_keyboard_alone(tmp_path: Path) -> None:

@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 from httpx import AsyncClient, Response
 
-from tests.console.site import LABELS, NAME, Site, fill, fill_quality, raise_alert, running_site
+from tests.console.site import (
+    LABELS,
+    NAME,
+    Site,
+    fill,
+    fill_improve,
+    fill_quality,
+    raise_alert,
+    running_site,
+)
 from thrifty.console.assets import load_assets
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.keys import revoke_key
@@ -204,7 +213,7 @@ async def test_a_revoked_key_ends_its_sessions(tmp_path: Path) -> None:
 VIEWS = {
     "/api/v1/status": "viewer", "/api/v1/overview": "viewer", "/api/v1/history": "viewer",
     "/api/v1/models": "viewer", "/api/v1/alerts": "viewer", "/api/v1/cost": "viewer",
-    "/api/v1/releases": "viewer", "/api/v1/quality": "viewer", "/api/v1/settings": "operator",
+    "/api/v1/releases": "viewer", "/api/v1/improve": "viewer", "/api/v1/quality": "viewer", "/api/v1/settings": "operator",
     "/api/v1/keys": "admin", "/v1/feedback/reviews": "operator", "/api/v1/audit": "admin", "/api/v1/audit/verify": "admin", "/v1/requests": "user",
     "/v1/feedback/export?as=sft": "operator",
 }  # fmt: skip
@@ -421,3 +430,31 @@ async def test_quality_by_version_and_reviews_by_tenant(tmp_path: Path) -> None:
         assert ("score", "review", 1) in [(one["kind"], one["name"], one["value"]) for one in said]
         for wrong in ({"response_id": first}, {"good": True}, {**body, "why": "x"}):
             assert (await client.post("/v1/feedback/reviews", json=wrong)).status_code == 400
+
+
+async def test_runs_of_the_loop_are_shown_and_approved_by_operators_alone(tmp_path: Path) -> None:
+    async with running_site(tmp_path, with_keys=True) as site, browser_like(site) as client:
+        refused, waiting = await asyncio.to_thread(fill_improve, site.database, site.home)
+        await sign_in(client, site, "viewer")
+        found = (await client.get("/api/v1/improve")).json()
+        assert [one["id"] for one in found["runs"]] == [waiting, refused]
+        assert found["runs"][1]["steps"][0]["outputs"]["left_out"] == {"outlier": 7, "trusted": 9}
+        assert (await client.get("/api/v1/improve?deployment=other")).json()["runs"] == []
+        one = (await client.get(f"/api/v1/improve/runs/{refused}")).json()
+        assert [(row["name"], row["failed"]) for row in one["slices"]] == [
+            ("topic=billing", True), ("all", False),
+        ]  # fmt: skip
+        # Neither examples of the gate nor paths of the machine are shown.
+        assert "plan B" not in json.dumps(one)
+        assert str(tmp_path) not in json.dumps(one)
+        assert (await client.get("/api/v1/improve/runs/999")).status_code == 404
+        path = f"/api/v1/improve/runs/{waiting}/approve"
+        assert (await client.post(path, json={})).status_code == 403
+        await sign_in(client, site, "operator")
+        wrong = await client.post(f"/api/v1/improve/runs/{refused}/approve", json={})
+        assert wrong.status_code == 409
+        assert "waits for nothing" in wrong.json()["error"]["message"]
+        done = await client.post(path, json={})
+        assert done.status_code == 200, done.text
+        assert [step["step"] for step in done.json()["steps"]] == ["collect", "approve"]
+        assert (await client.post(path, json={})).status_code == 409

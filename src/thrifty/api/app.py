@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.events import EventHub, follow_events
+from thrifty.api.improve_models import ImproveRunDetail
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -189,6 +190,13 @@ def act_on_release(
     return services.act_on_release(release_id, act, who=caller, why=why)
 
 
+def act_on_improve_run(
+    run_id: int, act: str, services: Services, caller: Caller
+) -> ImproveRunDetail:
+    """Approve or decline what a run of the loop made."""
+    return services.act_on_improve_run(run_id, act, who=caller)
+
+
 def list_keys(services: Services) -> KeyList:
     """The keys."""
     return services.list_keys()
@@ -230,7 +238,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         get_status, get_series, get_cost, get_traffic, set_traffic, set_scale, roll_back, make_plan,
-        apply_spec, list_releases, get_release, start_release, act_on_release, list_keys,
+        apply_spec, list_releases, get_release, start_release, act_on_release,
+        act_on_improve_run, list_keys,
         create_key, revoke_key, get_openapi, get_docs, follow_events,
         add_silence, remove_silence,
     )

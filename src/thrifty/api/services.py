@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from thrifty.api.cost_models import CostAnswer, CostQuery
+from thrifty.api.improve_models import ImproveRunDetail
 from thrifty.api.models import (
     Applied,
     Change,
@@ -97,6 +98,9 @@ class ApiServices(Protocol):
         """`pause`, `resume`, `promote` or `abort`. Raises a 404, and a 409 where the release is in no
         state for it.
         """
+
+    def act_on_improve_run(self, run_id: int, act: str, *, who: str) -> ImproveRunDetail:
+        """`approve` or `decline`. Raises a 404, and a 409 where the run waits for neither."""
 
     def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
         """Tell nobody of some alerts for a while. Raises a 400 for a kind that there is not."""

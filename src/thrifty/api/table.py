@@ -66,6 +66,18 @@ API_ROUTES: tuple[Route[str], ...] = (
         "POST", f"{PREFIX}/releases/{{release_id}}/{{act}}", Role.OPERATOR, "act_on_release",
         "`pause`, `resume`, `promote` or `abort` a release",
     ),
+    Route(
+        "GET", f"{PREFIX}/improve", Role.VIEWER, "list_improve_runs",
+        "runs of the loop with their steps, and what begins the next ones",
+    ),
+    Route(
+        "GET", f"{PREFIX}/improve/runs/{{run_id}}", Role.VIEWER, "get_improve_run",
+        "one run of the loop, with the slices of its gate",
+    ),
+    Route(
+        "POST", f"{PREFIX}/improve/runs/{{run_id}}/{{act}}", Role.OPERATOR, "act_on_improve_run",
+        "`approve` or `decline` a version that waits for it",
+    ),
     Route("GET", f"{PREFIX}/keys", Role.ADMIN, "list_keys", "the API keys, without their secrets"),
     Route(
         "POST", f"{PREFIX}/keys", Role.ADMIN, "create_key",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Query, Request
 
+from thrifty.api.improve_models import ImproveRunDetail, ImproveRuns
 from thrifty.api.quality_models import Quality
 from thrifty.api.view_models import (
     AlertList,
@@ -52,6 +53,12 @@ class Views(Protocol):
 
     def get_quality(self, deployment: str | None) -> Quality:
         """What is known of the quality of answers, of one deployment or of all."""
+
+    def list_improve_runs(self, deployment: str | None) -> ImproveRuns:
+        """Runs of the loop, of one deployment or of all."""
+
+    def get_improve_run(self, run_id: int) -> ImproveRunDetail:
+        """One run of the loop. Raises a 404."""
 
     def get_settings(self) -> Settings:
         """The spec in force, with where each value comes from."""
@@ -102,6 +109,18 @@ def get_quality(
     return views.get_quality(deployment)
 
 
+def list_improve_runs(
+    views: Seen, deployment: Annotated[str | None, Query(max_length=64)] = None
+) -> ImproveRuns:
+    """Runs of the loop."""
+    return views.list_improve_runs(deployment)
+
+
+def get_improve_run(run_id: int, views: Seen) -> ImproveRunDetail:
+    """One run of the loop."""
+    return views.get_improve_run(run_id)
+
+
 def get_settings(views: Seen) -> Settings:
     """The spec in force."""
     return views.get_settings()
@@ -120,7 +139,7 @@ def verify_audit(views: Seen) -> AuditVerdict:
 VIEW_HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_overview, get_quality, list_alerts, list_history, list_models,
+        get_overview, get_quality, list_improve_runs, get_improve_run, list_alerts, list_history, list_models,
         get_settings, list_acts, verify_audit,
     )
 }  # fmt: skip

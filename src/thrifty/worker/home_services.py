@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from thrifty.api.cost_models import CostAnswer, CostQuery
+from thrifty.api.improve_models import ImproveRunDetail
 from thrifty.api.models import (
     Applied,
     Change,
@@ -52,6 +53,7 @@ from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.db.alerts import Silence, add_silence, remove_silence
 from thrifty.db.desired import read_desired, read_history
+from thrifty.db.improve import APPROVE, approve_run, find_active_run
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.db.releases import (
     ReleaseRow,
@@ -74,6 +76,10 @@ from thrifty.worker.home_views import HomeViews, describe_silence
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
+
+
+IMPROVE_ACTS = (APPROVE, "decline")
+"""What operators do to a run of the loop that waits."""
 
 
 class HomeServices:
@@ -218,12 +224,12 @@ class HomeServices:
         if known.find_version(release.candidate) is None:
             raise not_found("version", release.candidate, [v.label for v in known.versions])
         plan = parse_plan(release.plan)
-        judge = plan.shadow.judge
-        if judge is not None and not (isinstance(judge, str) and judge.startswith(DEPLOYMENT)):
-            raise ControlError(
-                "a judge in a plan that comes over HTTP must be 'deployment:NAME': it may run no "
-                "code and send texts nowhere; release on the service's machine (thrifty release)"
-            )
+        for judge in (plan.shadow.judge, plan.canary.judge):
+            if judge is not None and not (isinstance(judge, str) and judge.startswith(DEPLOYMENT)):
+                raise ControlError(
+                    "a judge in a plan that comes over HTTP must be 'deployment:NAME': it may run no "
+                    "code and send texts nowhere; release on the service's machine (thrifty release)"
+                )
         actor = _actor(who, release.why)
         made = start_release(
             self._database, deployment, release.candidate, plan, who=actor.who, why=actor.why
@@ -248,6 +254,22 @@ class HomeServices:
         except ControlError:
             known = [str(one.id) for one in read_releases(self._database, limit=5)]
             raise not_found("release", str(release_id), known) from None
+
+    def act_on_improve_run(self, run_id: int, act: str, *, who: str) -> ImproveRunDetail:
+        """`approve` or `decline`. Raises a 404 and a 409."""
+        run = self.views.get_improve_run(run_id)
+        if act not in IMPROVE_ACTS:
+            raise not_found("act", act, IMPROVE_ACTS)
+        try:
+            known = find_active_run(self._database, run.deployment)
+            if known is None or known.id != run_id:
+                raise ControlError(f"run {run_id} is {run.state}, and waits for nothing")
+            approve_run(
+                self._database, run.deployment, approve=act == APPROVE, who=_actor(who, "").who
+            )
+        except ControlError as error:
+            raise WireError(409, str(error), code="wrong_run_state") from None
+        return self.views.get_improve_run(run_id)
 
     def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
         """Tell nobody of some alerts for a while. Raises a 400 for an unknown kind."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.api.improve_models import ImproveRunDetail, ImproveRuns
 from thrifty.api.quality_models import Quality
 from thrifty.api.view_models import (
     AlertList,
@@ -43,11 +44,13 @@ from thrifty.db.demand import read_demand
 from thrifty.db.desired import Desired, read_desired, read_history
 from thrifty.db.desired_state import DesiredDeployment, DesiredSlo, DesiredVersion
 from thrifty.db.fleet import FleetState, ReplicaRow, read_fleet
-from thrifty.errors import ArtifactError, SpecError
+from thrifty.errors import ArtifactError, ControlError, SpecError
 from thrifty.home import Home
 from thrifty.observe.rollups.overview import Sums, Version, Window, read_window
+from thrifty.openai.errors import WireError
 from thrifty.quality.figures import describe_quality
 from thrifty.spec import parse_spec
+from thrifty.worker import improve_views
 
 MAX_MODELS = 500
 LOOK_BACK = 100
@@ -171,6 +174,17 @@ class HomeViews:
             if change.kind != "apply":
                 return f"{change.kind}, {change.who}"
         return "changed since"
+
+    def list_improve_runs(self, deployment: str | None) -> ImproveRuns:
+        """Runs of the loop. Raises `DatabaseError`."""
+        return improve_views.list_runs(self._database, deployment)
+
+    def get_improve_run(self, run_id: int) -> ImproveRunDetail:
+        """One run of the loop. Raises a 404 and `DatabaseError`."""
+        try:
+            return improve_views.get_run(self._database, self._home, run_id)
+        except ControlError as error:
+            raise WireError(404, str(error), code="not_found") from None
 
     def list_acts(self, limit: int) -> AuditList:
         """Administrative acts. Raises `DatabaseError`."""

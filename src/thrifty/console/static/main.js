@@ -13,6 +13,7 @@ const PAGES = [
   { name: "overview", title: "Overview", role: "viewer", page: Overview },
   { name: "deployments", title: "Deployments", role: "viewer", load: () => import("./deployments.js") },
   { name: "releases", title: "Releases", role: "viewer", load: () => import("./releases.js") },
+  { name: "improve", title: "The loop", role: "viewer", load: () => import("./improve.js") },
   { name: "alerts", title: "Alerts", role: "viewer", load: () => import("./alerts.js") },
   { name: "requests", title: "Requests", role: "user", load: () => import("./requests.js") },
   { name: "playground", title: "Playground", role: "user", load: () => import("./playground.js") },
