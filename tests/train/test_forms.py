@@ -220,6 +220,21 @@ def test_a_training_with_noise_repeats_exactly_and_goes_on_to_the_same_curve(
 
 @pytest.mark.engine
 @pytest.mark.usefixtures("here")
+def test_pairs_are_learned_in_other_forms_in_each_epoch(store: Store, tmp_path: Path) -> None:
+    """The reference, which is asked once for a row that stays the same, is asked for each form."""
+    pairs = [
+        {"messages": make_record(n)["messages"][:1], "chosen": "Outside.", "rejected": "No."}
+        for n in range(13)
+    ]
+    data = write(tmp_path / "pairs.jsonl", pairs)
+    lineage, _ = train(store, tmp_path, data, "pairs", NOISY, method=Method.DPO, epochs=2)
+    assert lineage.figures["before"] == pytest.approx(np.log(2), rel=1e-3)
+    assert lineage.figures["after"] < lineage.figures["before"]
+    assert lineage.figures["details"]["preferred"]["after"] == 1
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("here")
 def test_auto_keeps_what_teaches_more_and_drops_what_does_not(store: Store, tmp_path: Path) -> None:
     """Made rows answer as the held-out ones do, or not at all as they do."""
     held = write(tmp_path / "held.jsonl", [_say(f"Held {number}?", "Nay, my friend.") for number in range(32)])  # fmt: skip

@@ -65,9 +65,9 @@ class Forms(Sequence[Example]):
     def __getitem__(self, number: slice) -> Sequence[Example]: ...
 
     def __getitem__(self, number: int | slice) -> Example | Sequence[Example]:
-        """The example in the form of an epoch."""
+        """The example in the form of an epoch; a slice goes on into the next epoch."""
         if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
+            return [self[n] for n in range(number.start or 0, number.stop)]
         epoch, own = divmod(number, len(self._said))
         row, place = self._places[own]
         found = self._encode(row, epoch)
