@@ -166,9 +166,8 @@ def train(
     from thrifty.train.run import TrainingRequest, train_model
 
     settings = {"lora_rank": 8, "learning_rate": 2e-2, "epochs": 3, "window": WINDOW, "batch": 8}
-    request = TrainingRequest(
-        "base", data, Method.SFT, out, augment=augment, **{**settings, **more}
-    )
+    method = more.pop("method", Method.SFT)
+    request = TrainingRequest("base", data, method, out, augment=augment, **{**settings, **more})
     notes: list[str] = []
     version, _ = train_model(store, Home(home), request, on_note=notes.append)
     return version.lineage, notes
@@ -218,7 +217,7 @@ def test_a_training_with_noise_repeats_exactly_and_goes_on_to_the_same_curve(
     np.testing.assert_allclose(again.figures["losses"], noisy.figures["losses"], rtol=1e-3, atol=2e-3)  # fmt: skip
 
 
-@pytest.mark.engine
+@pytest.mark.train
 @pytest.mark.usefixtures("here")
 def test_pairs_are_learned_in_other_forms_in_each_epoch(store: Store, tmp_path: Path) -> None:
     """The reference, which is asked once for a row that stays the same, is asked for each form."""
@@ -233,7 +232,7 @@ def test_pairs_are_learned_in_other_forms_in_each_epoch(store: Store, tmp_path: 
     assert lineage.figures["details"]["preferred"]["after"] == 1
 
 
-@pytest.mark.engine
+@pytest.mark.train
 @pytest.mark.usefixtures("here")
 def test_auto_keeps_what_teaches_more_and_drops_what_does_not(store: Store, tmp_path: Path) -> None:
     """Made rows answer as the held-out ones do, or not at all as they do."""

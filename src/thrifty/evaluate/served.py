@@ -113,4 +113,4 @@ def _find_wait(attempt: int, retry_after: str | None, until_s: float) -> float:
     """In how many seconds to ask again."""
     asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
     left_s = max(0.0, until_s - time.monotonic())
-    return min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt), left_s)
+    return min(LONGEST_WAIT_S, max(asked, 0.5 * 2.0**attempt), left_s)
