@@ -26,6 +26,7 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
 KEYS = dict(walk(Spec))
 LISTS = ("aliases", "fallback", "compress.held_out", "compress.tasks", "compress.text", "deployments",
          "gateway.cors", "gateway.hosts", "improve.data", "improve.gate.data",
+         "improve.guards.trusted",
          "versions")  # fmt: skip
 LEAVES = [
     path

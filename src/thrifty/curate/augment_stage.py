@@ -1,7 +1,7 @@
 """Where a build has a model make other forms of its rows: opens what that takes.
 
-Answers are kept in `datasets/.work/NAME.answers` beyond the build, so that the next build of the set
-asks for new rows alone. `thrifty forget` removes them with all unfinished work.
+Answers are kept in `datasets/.work/NAME.answers` beyond the build, so that the next build of the
+set asks for new rows alone. `thrifty forget` removes them with all unfinished work.
 """
 
 from __future__ import annotations

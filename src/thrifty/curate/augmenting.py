@@ -2,8 +2,8 @@
 
 Rows that are held out are neither changed nor shown to the model. A few wishes of each method are
 tried first, so that a model that cannot do it is noticed before it has answered thousands. What was
-made is checked by rules, by a judge, by an encoder if there is one, and kept apart from all rows, from
-what is held out, and from what models are judged by.
+made is checked by rules, by a judge and by an encoder if there is one. It is kept apart from all
+rows, from what is held out, and from what models are judged by.
 """
 
 from __future__ import annotations

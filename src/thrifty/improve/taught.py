@@ -1,8 +1,8 @@
 """What a teacher answers in the place of answers that users disliked.
 
-The teacher is another deployment, or a model on another server. It is asked what the users asked; its
-answer is learned as a correction would be: said (`sft`), liked (`kto`), or better than the one that was
-disliked (`dpo`).
+The teacher is another deployment, or a model on another server. It is asked what the users asked.
+Its answer is learned as a correction would be: said (`sft`), liked (`kto`), or better than the one
+that was disliked (`dpo`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What trusted users judged and the loop never learns: a share of their prompts, held out for good.
 
 A prompt is held out by its checksum alone, so that every run holds out the same ones. What anybody
-said of an answer to it is not learned, nor are questions that paraphrase it lightly. What trusted users
-said is built into a data set of its own, on which the gate judges.
+said of an answer to it is not learned, nor are questions that paraphrase it lightly. What trusted
+users said is built into a data set of its own, on which the gate judges.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows in other forms, in each epoch others: with noise, and in other wordings that models made.
 
-Which form a row has in an epoch follows from a seed, the epoch and the row's number alone, so that a
-run repeats exactly and one that goes on from a checkpoint sees what it would have seen. A form that
+Which form a row has in an epoch follows from a seed, the epoch and the row's number alone. So a run
+repeats exactly, and one that goes on from a checkpoint sees what it would have seen. A form that
 cannot be learned (longer than the window, or refused by the chat template) is shown as it was said.
 """
 

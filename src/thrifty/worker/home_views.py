@@ -12,6 +12,7 @@ import msgspec
 
 from thrifty.api.improve_models import ImproveRunDetail, ImproveRuns
 from thrifty.api.quality_models import Quality
+from thrifty.api.services import not_found
 from thrifty.api.view_models import (
     AlertList,
     AlertModel,
@@ -44,10 +45,10 @@ from thrifty.db.demand import read_demand
 from thrifty.db.desired import Desired, read_desired, read_history
 from thrifty.db.desired_state import DesiredDeployment, DesiredSlo, DesiredVersion
 from thrifty.db.fleet import FleetState, ReplicaRow, read_fleet
+from thrifty.db.improve import read_runs
 from thrifty.errors import ArtifactError, ControlError, SpecError
 from thrifty.home import Home
 from thrifty.observe.rollups.overview import Sums, Version, Window, read_window
-from thrifty.openai.errors import WireError
 from thrifty.quality.figures import describe_quality
 from thrifty.spec import parse_spec
 from thrifty.worker import improve_views
@@ -183,8 +184,9 @@ class HomeViews:
         """One run of the loop. Raises a 404 and `DatabaseError`."""
         try:
             return improve_views.get_run(self._database, self._home, run_id)
-        except ControlError as error:
-            raise WireError(404, str(error), code="not_found") from None
+        except ControlError:
+            known = [str(one.id) for one in read_runs(self._database, limit=5)]
+            raise not_found("run", str(run_id), known) from None
 
     def list_acts(self, limit: int) -> AuditList:
         """Administrative acts. Raises `DatabaseError`."""

@@ -1,4 +1,4 @@
-"""The views of the loop: runs as the console shows them, without settings and paths of the machine."""
+"""The views of the loop: runs as the console shows them, without settings and local paths."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _describe_step(one: ImproveStep) -> dict[str, Any]:
 
 
 def read_slices(home: Home, gate: ImproveStep) -> list[GateSlice]:
-    """The slices in the gate's record, without its examples, which are what users may have asked; none
-    where the record is on another machine.
+    """The slices in the gate's record, without its examples, which users may have asked; none where
+    the record is on another machine.
     """
     path = home.gates / Path(str(gate.outputs.get(RECORD, ""))).name
     try:

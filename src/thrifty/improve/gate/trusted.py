@@ -1,9 +1,9 @@
 """What trusted users judged, held out from all training: whether a new version follows them.
 
 Of each judged answer the candidate's mean log-probability of a token is compared with that of the
-version that serves. A liked answer, or a correction, should not become less likely, a disliked one not
-more likely. The change, with its sign turned for disliked answers, is a mean over answers on the scale
-of logarithms, as for text, and must be shown not to be worse by the margin.
+version that serves. A liked answer, or a correction, should not become less likely, a disliked one
+not more likely. The change, with its sign turned for disliked answers, is a mean over answers on the
+scale of logarithms, as for text, and must be shown not to be worse by the margin.
 """
 
 from __future__ import annotations
