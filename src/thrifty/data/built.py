@@ -17,8 +17,8 @@ A row is one of five kinds, all rows of a set being of the same one, in the form
 
 Each has a `provenance` besides, and under `made` what models made of it (`data.augmentation`). A
 version is never changed after it was published, with one exception: rows of a person who is to be
-forgotten are taken out (`erase_rows`). The building is the work of `curate`; here are neither recipes
-nor stages, so that whoever trains needs none of them.
+forgotten are taken out (`erase_rows`). The building is the work of `curate`; here are neither
+recipes nor stages, so that whoever trains needs none of them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Of each judged answer the candidate's mean log-probability of a token is compared with that of the
 version that serves. A liked answer, or a correction, should not become less likely, a disliked one
-not more likely. The change, with its sign turned for disliked answers, is a mean over answers on the
-scale of logarithms, as for text, and must be shown not to be worse by the margin.
+not more likely. The change, with its sign turned for disliked answers, is a mean over answers on
+the scale of logarithms, as for text, and must be shown not to be worse by the margin.
 """
 
 from __future__ import annotations
