@@ -174,7 +174,7 @@ async def test_a_viewer_has_no_operators_buttons_and_the_service_refuses(tmp_pat
         await check_accessible(page)
         await sign_in(page, site.keys["viewer"])
         await open_page(page, "deployments", "Replicas")
-        for name in ("Shift traffic", "Scale", "Roll back"):
+        for name in ("Shift traffic", "Scale", "Roll back", "Restart", "Drain"):
             assert await page.get_by_role("button", name=name).count() == 0
         for name in ("Requests", "Playground", "Keys and budgets", "Audit", "Settings"):
             assert await page.get_by_role("link", name=name).count() == 0
