@@ -398,9 +398,8 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) ->
     run_revoke(name)
 
 
-keys_app.command("rotate")(rotate)
-keys_app.command("sign-ins")(sign_ins)
-keys_app.command("sign-out")(sign_out)
+for _command in (rotate, sign_ins, sign_out):
+    keys_app.command(_command.__name__.replace("_", "-"))(_command)
 
 
 @cache_app.command("purge")

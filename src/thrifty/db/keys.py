@@ -142,8 +142,8 @@ def create_key(
 def rotate_key(
     database: Database, name: str, keep_s: float = 0.0, *, who: str = ""
 ) -> tuple[Key, str]:
-    """Give a key another secret; returns the key and the secret, which is not stored. The one before
-    stays good for `keep_s`. Everything else, spend included, stays as it is. Raises `ThriftyError`.
+    """Give a key another secret; returns the key and the secret, which is not stored. The one
+    before stays good for `keep_s`. The rest, spend included, stays as it is. Raises `ThriftyError`.
     """
     known = next((key for key in list_keys(database) if key.name == name), None)
     if known is None:

@@ -171,9 +171,10 @@ keys = Table(
     Column("previous_hash", String(64)),
     Column("previous_until_s", Double),
 )
-"""API keys. `deployments` is a JSON list of those that it may call; NULL: all. `hash` is the SHA-256 of the key; the key itself is not stored. NULL limits are
+"""API keys. `hash` is the SHA-256 of the key; the key itself is not stored. NULL limits are
 unlimited. `role` has the names of version 0.1, which may run at the same time: viewers are stored
-as `monitor`, operators as `user` with `operator` set."""
+as `monitor`, operators as `user` with `operator` set. `deployments` is a JSON list of those that it
+may call; NULL: all."""
 
 key_spend = Table(
     "key_spend",
@@ -604,8 +605,8 @@ text_keys = Table(
     Column("writes", Boolean, nullable=False),
     Column("at_s", Double, nullable=False),
 )
-"""Where the keys of encrypted texts are read from (`sealed_text`), and which place writes now. Never
-the keys."""
+"""Where the keys of encrypted texts are read from (`sealed_text`), and which place writes now.
+Never the keys."""
 
 sign_ins = Table(
     "sign_ins",
@@ -620,6 +621,6 @@ sign_ins = Table(
     Column("until_s", Double, nullable=False),
     Index(None, "until_s"),
 )
-"""Who is signed in to the console through an identity provider. `hash` is the SHA-256 of a secret that
-nobody keeps, which stands for the person as a key's does; `rules` are those of the spec by which the
-role was given."""
+"""Who is signed in to the console through an identity provider. `hash` is the SHA-256 of a secret
+that nobody keeps, which stands for the person as a key's does; `rules` are those of the spec by
+which the role was given."""

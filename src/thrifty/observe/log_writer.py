@@ -80,9 +80,9 @@ class LogWriter:
 
     The callbacks run on the writer's thread, except that `put` and `stop` call `on_dropped`.
     `on_written` counts written rows, `on_dropped` rows lost to a full queue or at the end, and
-    `on_rejected` rows that cannot be written, `on_texts_lost` texts that were left out of rows (`put`
-    calls it, too). `on_state` is called when the database becomes
-    available (True) or unavailable (False).
+    `on_rejected` rows that cannot be written, `on_texts_lost` texts that were left out of rows
+    (`put` calls it, too). `on_state` is called when the database becomes available (True) or
+    unavailable (False).
     """
 
     def __init__(
