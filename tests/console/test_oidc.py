@@ -108,9 +108,6 @@ def test_claims_that_are_not_in_the_token_come_from_userinfo(identity: Identity)
         identify(provider(identity), identity)
 
 
-NOW = int(time.time())
-
-
 @pytest.mark.parametrize(
     "spoiled",
     [
@@ -121,16 +118,16 @@ NOW = int(time.time())
         {"claims": {"azp": "another"}},
         {"claims": {"nonce": "of-another-sign-in"}},
         {"claims": {"nonce": None}},
-        {"claims": {"exp": NOW - 4000}},
+        {"claims": {"exp": 1_000_000_000}},
         {"claims": {"exp": None}},
-        {"claims": {"iat": NOW + 4000}},
+        {"claims": {"iat": 8_000_000_000}},
         {"claims": {"iat": None}},
         {"claims": {"sub": None}},
         {"claims": {"sub": ["ann"]}},
         {"algorithm": "none"},
         {"algorithm": "HS256"},
-        {"key": make_key("one"), "published": [make_key("one")]},
-        {"key": make_key("two"), "published": []},
+        {"published": ["one"]},  # another key of the same name
+        {"published": []},
         {"token_status": 500},
         {"metadata": {"authorization_response_iss_parameter_supported": True}},
     ],
@@ -140,7 +137,8 @@ def test_what_is_forged_or_meant_for_others_signs_nobody_in(
     identity: Identity, spoiled: dict[str, Any]
 ) -> None:
     for name, value in spoiled.items():
-        setattr(identity, name, value)
+        made = [make_key(one) for one in value] if name == "published" else value
+        setattr(identity, name, made)
     with pytest.raises(SignInFault) as caught:
         identify(provider(identity), identity)
     assert caught.value.code == ("unreachable" if "token_status" in spoiled else "failed")
