@@ -313,7 +313,7 @@ async def test_it_connects_again(tmp_path: Path) -> None:
 
 async def test_a_replica_dies_while_somebody_watches(tmp_path: Path) -> None:
     port = find_free_port()
-    spec = tmp_path / "spec.json"
+    spec = tmp_path / "spec.yaml"
     spec.write_text(
         json.dumps({"name": "chat", "engine": "echo", "replicas": 2, "gateway": {"port": port}})
     )

@@ -398,8 +398,8 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) ->
     run_revoke(name)
 
 
-for _command in (rotate, sign_ins, sign_out):
-    keys_app.command(_command.__name__.replace("_", "-"))(_command)
+for _key_command in (rotate, sign_ins, sign_out):
+    keys_app.command(_key_command.__name__.replace("_", "-"))(_key_command)
 
 
 @cache_app.command("purge")
