@@ -35,7 +35,7 @@ def shared(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 @pytest.fixture
 def database(shared: Database) -> Database:
     empty_tables(shared)
-    shared.text_keys.refresh(now=True)
+    shared.text_keys.refresh(within_s=0.0)
     return shared
 
 
@@ -46,7 +46,7 @@ def use(database: Database, source: str) -> None:
         return [DesiredChange(SERVICE, DesiredService(text_keys=source))]
 
     change_desired(database, decide, kind="apply", who="ann", why="")
-    database.text_keys.refresh(now=True)
+    database.text_keys.refresh(within_s=0.0)
 
 
 def add_key(path: Path) -> str:
@@ -117,7 +117,7 @@ def test_the_newest_key_writes_older_ones_read_and_sealing_anew_frees_them(
     use(database, f"file:{path}")
     old = write(database, "said under the first key")
     second = add_key(path)
-    database.text_keys.refresh(now=True)
+    database.text_keys.refresh(within_s=0.0)
     new = write(database, "said under the second key")
     counts = count_texts(database)
     assert counts == {PLAIN: 3, first: 3, second: 3}
@@ -151,7 +151,7 @@ def test_a_lost_key_is_told_and_counted_and_breaks_nothing(
     lost.unlink()
     database.engine.dispose()
     database.text_keys._known.clear()  # as in a process that starts now
-    database.text_keys.refresh(now=True)
+    database.text_keys.refresh(within_s=0.0)
     before = unreadable[ident]
     texts = read_texts(database, number)
     assert texts is not None
@@ -180,7 +180,7 @@ def test_no_text_is_written_plain_where_the_key_is_missing(
     # Thumbs have no text, and a key that comes is found.
     save_feedback(database, Feedback("red", (Item("thumbs", 1.0),), response=5), 10.0)
     add_key(tmp_path / "none")
-    database.text_keys.refresh(now=True)
+    database.text_keys.refresh(within_s=0.0)
     save_feedback(database, given, 10.0)
     assert len(list_feedback(database, FeedbackFilter())[0]) == 2
 

@@ -113,7 +113,7 @@ def run_reseal(*, as_json: bool) -> None:
     who = Actor.from_user("thrifty encryption reseal").who
     with open_home_database() as database, show_progress() as on_progress:
         counts = count_texts(database)
-        database.text_keys.refresh(now=True)
+        database.text_keys.refresh(within_s=0.0)
         total = sum(counts.values()) - counts.get(database.text_keys.writer or "", 0)
         done = reseal(
             database, who, lambda count: on_progress(Progress("seal", count, total, "texts"))

@@ -93,7 +93,8 @@ def read_keys(source: KeySource, environment: Mapping[str, str] = os.environ) ->
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise TextKeyError(
-                f"{source.describe()}, which holds the keys of texts, cannot be read: {reason}"
+                f"{source.describe()}, which holds the keys of texts, cannot be read: {reason}; "
+                "'thrifty encryption new-key --file FILE' makes one"
             ) from None
     lines = [line.partition("#")[0].strip() for line in content.replace(",", "\n").splitlines()]
     keys = [_parse_key(line, source) for line in lines if line]
@@ -143,13 +144,13 @@ class TextKeys:
         self._fault: str | None = None
         self._said: set[str] = set()
 
-    def refresh(self, *, now: bool = False) -> None:
-        """Read the place of the keys and the keys, unless that was done just before. Raises
-        `SQLAlchemyError` where the database cannot be read.
+    def refresh(self, *, within_s: float = FRESH_S) -> None:
+        """Read the place of the keys and the keys, unless that was done within so many seconds.
+        Raises `SQLAlchemyError` where the database cannot be read.
         """
         with self._lock:
             at_s = self._clock()
-            if not now and self._read_at_s is not None and at_s - self._read_at_s < FRESH_S:
+            if self._read_at_s is not None and at_s - self._read_at_s < within_s:
                 return
             engine = self._engine()
             assert engine is not None
@@ -204,6 +205,8 @@ class TextKeys:
         ident, _, data = stored.removeprefix(SEALED).partition(":")
         try:
             self.refresh()
+            if ident not in self._known:
+                self.refresh(within_s=1.0)  # another process may use a new key already
         except SQLAlchemyError:
             log.debug("the place of the keys cannot be read", exc_info=True)
         key = self._known.get(ident)

@@ -97,7 +97,7 @@ def reseal(
     Goes on where it was when it is called again, because texts name their keys. Raises
     `TextKeyError` where no key writes, and `DatabaseError`.
     """
-    database.text_keys.refresh(now=True)
+    database.text_keys.refresh(within_s=0.0)
     writer = database.text_keys.writer
     if writer is None:
         raise TextKeyError(

@@ -50,7 +50,7 @@ const NOT_SIGNED_IN = {
 
 function SignIn() {
   const why = NOT_SIGNED_IN[new URLSearchParams(location.search).get("sign-in")];
-  const [error, setError] = useState(why ? new Error(why) : null);
+  const [error, setError] = useState(null);
   const { provider } = session.value;
   const [busy, setBusy] = useState(false);
   useEffect(() => { document.title = "Sign in · Thrifty"; }, []);
@@ -69,6 +69,7 @@ function SignIn() {
   return html`<main class="alone"><form class="card signin" onSubmit=${send}>
     <${Logo} />
     <h1>Sign in</h1>
+    ${why && !error && html`<${Failure} error=${new Error(why)} />`}
     ${provider && html`<a role="button" href=${url("console/sign-in").href}>Sign in with
       ${" "}${provider}</a>`}
     <p class="quiet">${provider ? "Or with" : "With"} an API key of this service. It is exchanged for
