@@ -39,6 +39,7 @@ _VERBS = {
     "check": "Checking",
     "load": "Loading the model",
     "batch": "Running the batch",
+    "seal": "Encrypting texts",
     "reference": "Running the reference",
     "evaluate": "Running the candidate",
     "answer": "Answering questions",
