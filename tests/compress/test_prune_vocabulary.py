@@ -20,11 +20,12 @@ from thrifty.compress.distill.distill import DistillationRequest, distill_model
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.pruner import ROUNDING
-from thrifty.compress.prune.request import PruningRequest, parse_vocabulary
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.compress.prune.vocabulary import KEPT_TOKENS
 from thrifty.errors import CompressionError, EvaluationError
 from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.home import Home
+from thrifty.spec.compress import CompressSpec, parse_vocabulary
 from thrifty.text.tokenizer import TextTokenizer
 
 pytestmark = pytest.mark.engine
@@ -171,7 +172,6 @@ def test_as_few_as_cost_hardly_anything(store: Store, made: Any, text: Path) -> 
     ("changes", "message"),
     [
         ({"parameters": None}, "nothing is to be pruned"),
-        ({"vocabulary": "some"}, "not 'some'"),
         ({"parameters": None, "vocabulary": 128}, "tokens must stay"),
         ({"parameters": None, "vocabulary": 9000}, "keep fewer of them than that, not 9,000"),
     ],
@@ -197,6 +197,15 @@ def test_words_for_numbers_of_tokens() -> None:
     assert [parse_vocabulary(one) for one in ("24000", "0.5", "all", "auto")] == [
         24_000, 0.5, "all", "auto",
     ]  # fmt: skip
-    for wrong in ("most", "-1", "0", "1.5"):
-        with pytest.raises(CompressionError, match="--vocabulary is a number of tokens"):
+    for wrong in ("most", "-1", "0", "1.5", True, None):
+        with pytest.raises(ValueError, match="must be a number of tokens"):
             parse_vocabulary(wrong)
+
+
+def test_the_spec_says_how_many_stay() -> None:
+    spec = CompressSpec.model_validate({"prune": {"vocabulary": 24_000}})
+    assert spec.is_pipeline
+    assert spec.prune.is_wanted
+    assert not CompressSpec.model_validate({"prune": {"vocabulary": "all"}}).prune.is_wanted
+    with pytest.raises(ValueError, match="must be a number of tokens"):
+        CompressSpec.model_validate({"prune": {"vocabulary": "few"}})

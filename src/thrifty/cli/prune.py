@@ -14,9 +14,10 @@ from thrifty.compress.overlap import check_apart
 from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.report import EncoderPruningReport, PruningReport
-from thrifty.compress.prune.request import PruningRequest, parse_vocabulary
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
+from thrifty.spec.compress import parse_vocabulary
 from thrifty.types import Family
 from thrifty.units import format_bytes
 
@@ -37,7 +38,10 @@ def run_prune(
     """Prune a model."""
     if depth_only and width_only:
         raise CompressionError("--depth-only and --width-only exclude each other")
-    asked = None if vocabulary is None else parse_vocabulary(vocabulary)
+    try:
+        asked = None if vocabulary is None else parse_vocabulary(vocabulary)
+    except ValueError as error:
+        raise CompressionError(f"--vocabulary {error}") from None
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:

@@ -50,7 +50,7 @@ from thrifty.evaluate.suite import (
     split_domain,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.compress import CompressSpec, describe_vocabulary, parse_source
+from thrifty.spec.compress import ALL, CompressSpec, describe_vocabulary, parse_source
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 from thrifty.units import format_duration
 
@@ -312,7 +312,7 @@ def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
     if stage == "prune":
         share, tokens = compress.prune.parameters, compress.prune.vocabulary
         parts = [] if share is None else [f"{share:.0%} of the parameters"]
-        if tokens is not None and tokens != "all":
+        if tokens is not None and tokens != ALL:
             parts.append(describe_vocabulary(tokens))
         return f"to {' and '.join(parts)}"
     if stage == "distill":

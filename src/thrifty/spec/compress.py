@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from thrifty.spec.section import (
     Count,
     Duration,
-    Integer,
     Name,
     Number,
     Section,
@@ -30,6 +35,33 @@ def parse_source(named: str) -> tuple[str, float]:
         return named, 1.0
 
 
+def parse_vocabulary(value: Any) -> int | float | str:
+    """How many tokens are to stay: a number, a share below 1, `all` or `auto`. Raises
+    `ValueError`.
+    """
+    if value in (ALL, AUTO):
+        return str(value)
+    try:
+        number = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if number.is_integer() and number >= 1:
+        return int(number)
+    if not 0 < number < 1:
+        raise ValueError(
+            f"must be a number of tokens, a share below 1, {ALL} or {AUTO}, not {value!r}"
+        )
+    return number
+
+
+ALL, AUTO = "all", "auto"
+Vocabulary = Annotated[
+    int | float | str,
+    BeforeValidator(parse_vocabulary),
+    WithJsonSchema({"title": "number, `all` or `auto`"}),
+]
+
+
 def describe_vocabulary(asked: int | float | str) -> str:
     """How many tokens are to stay, in words."""
     if isinstance(asked, str):
@@ -46,9 +78,8 @@ class PruneSpec(Section):
         lt=1,
         description="The share of the parameters to keep, such as 0.8. Default: all; nothing is pruned.",
     )
-    vocabulary: Integer | Number | Literal["all", "auto"] | None = Field(
+    vocabulary: Vocabulary | None = Field(
         None,
-        gt=0,
         description="How many tokens of the vocabulary to keep: a number, a share below 1, `all`, or "
         "`auto`, as many as cost least. May stand without `parameters`. Default: `auto`, or `all` "
         "where `depth` or `width` is set.",
@@ -78,7 +109,7 @@ class PruneSpec(Section):
     @property
     def is_wanted(self) -> bool:
         """Whether anything is pruned."""
-        return self.parameters is not None or self.vocabulary not in (None, "all")
+        return self.parameters is not None or self.vocabulary not in (None, ALL)
 
     @property
     def may_remove(self) -> tuple[bool, bool]:

@@ -12,12 +12,10 @@ from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
 from thrifty.compress.mix import Text, as_mix
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.errors import CompressionError
+from thrifty.spec.compress import ALL
 from thrifty.types import Family, Format, OnProgress
 
 CALIBRATION_TOKENS = 32_768
-ALL, AUTO = "all", "auto"
-Vocabulary = int | float | str
-"""A number of tokens, a share of them below 1, `all` or `auto`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class PruningRequest:
     """Whether neurons, heads and channels may be removed."""
     tokens: int = CALIBRATION_TOKENS
     """How many tokens of the calibration text candidates are made from."""
-    vocabulary: Vocabulary | None = None
+    vocabulary: int | float | str | None = None
     """How many tokens of the vocabulary stay: a number, a share below 1, `all`, or `auto`: as many
     as cost least. Default: `auto` where both layers and widths may go, else `all`."""
 
@@ -83,11 +81,6 @@ class PruningRequest:
                 "that uses them could not be written with the others; say what share of the "
                 "parameters stays (--parameters)"
             )
-        if isinstance(asked, str) and asked not in (ALL, AUTO):
-            raise CompressionError(
-                f"the number of tokens to keep is a number, a share below 1, {ALL} or {AUTO}, not "
-                f"{asked!r}"
-            )
 
     def recipe(self, version: int) -> dict[str, Any]:
         """The lineage's recipe; `version` is that of the pruning code."""
@@ -97,23 +90,6 @@ class PruningRequest:
             "vocabulary": self.vocabulary,
             "calibration_sha256": as_mix(self.calibration).sha256,
         }  # fmt: skip
-
-
-def parse_vocabulary(text: str) -> Vocabulary:
-    """What `--vocabulary` says: `24000`, `0.5`, `all` or `auto`. Raises `CompressionError`."""
-    if text in (ALL, AUTO):
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if value.is_integer() and value >= 1:
-        return int(value)
-    if not 0 < value < 1:
-        raise CompressionError(
-            f"--vocabulary is a number of tokens, a share below 1, {ALL} or {AUTO}, not {text!r}"
-        )
-    return value
 
 
 def find_pruned(
