@@ -31,7 +31,7 @@ SELECTION_TOKENS = 8192
 """How much text candidates are compared on."""
 HELD_OUT_TOKENS = 65_536
 """On so much text it is measured how many more tokens it needs with a smaller vocabulary."""
-COUNTED_TOKENS = 1_500_000
+COUNTED_TOKENS = 6_000_000
 """In at most so much text, tokens are counted."""
 VERSION = 3
 """Increase it when pruning changes, so that models are pruned again."""
