@@ -165,8 +165,8 @@ test-ray: $(DEV) ## The fleet on a real Ray cluster of several nodes; installs R
 test-all: test test-cluster test-console test-demo test-deploy test-images test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
-test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
-	sh tests/busy.sh $(BIN)/python -m pytest -q $(TESTS)
+test-busy: $(DEV) ## `make test` beside two busy loops (TESTS="...": pytest's arguments in place of the suite)
+	sh tests/busy.sh $(if $(TESTS),$(BIN)/python -m pytest -q $(TESTS),$(MAKE) --no-print-directory test)
 
 .PHONY: test-offline
 test-offline: $(DEV) ## The fast tests with settings around them that must not matter

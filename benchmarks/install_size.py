@@ -3,10 +3,9 @@
     python benchmarks/install_size.py
 
 Both are made from nothing, in a fresh clone of the last commit, by the Makefile's own targets, with
-pip's cache off. `make test` also makes an environment for lm-evaluation-harness on demand, which
-counts. So does the bytecode that Python writes when modules are first used: the fast tests and those
-that use the largest packages run before the second measurement. The models that tests and services
-download do not count.
+pip's cache off. The bytecode that Python writes when modules are first used counts: `make check` and
+the tests of the largest packages run before the second measurement. The models that tests and
+services download do not count.
 """
 
 from __future__ import annotations
@@ -24,16 +23,8 @@ from common import ROOT, WORK, finish, parse_arguments, say
 LIGHT_BAR_BYTES = 0.5e9
 TEST_BAR_BYTES = 2.5e9
 SHOWN = 12
-FAST_TESTS = (
-    "-n",
-    "2",
-    "-m",
-    "not slow and not engine and not service and not peer and not deploy and not vllm",
-)
-HEAVY_TESTS = (
-    "tests/evaluate/test_torch.py", "tests/compress/test_distill.py", "tests/peers/test_lm_eval.py",
-)  # fmt: skip
-"""Those that import PyTorch, transformers and lm-evaluation-harness."""
+HEAVY_TESTS = ("tests/evaluate/test_torch.py", "tests/compress/test_distill.py")
+"""Those that import PyTorch and transformers."""
 
 
 def disk_bytes(folder: Path) -> int:
@@ -67,13 +58,10 @@ def clean_environment() -> dict[str, str]:
     return {**ours, "PIP_NO_CACHE_DIR": "1"}
 
 
-def make(clone: Path, target: str) -> None:
-    """Run a target in the clone, as a newcomer would."""
-    say(f"make {target}")
-    subprocess.run(
-        ["make", "--no-print-directory", target], cwd=clone, check=True, stdout=sys.stderr,
-        env=clean_environment(),
-    )  # fmt: skip
+def run(clone: Path, *command: str, check: bool = True) -> None:
+    """Run a command in the clone, as a newcomer would."""
+    say(" ".join(command))
+    subprocess.run(command, cwd=clone, check=check, stdout=sys.stderr, env=clean_environment())
 
 
 def torch_build(python: Path) -> str:
@@ -89,29 +77,21 @@ def main() -> None:
     folder = WORK / "install"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    clone, extra = folder / "thrifty", folder / "test-environments"
+    clone = folder / "thrifty"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     python = clone / ".venv" / "bin" / "python"
     try:
-        make(clone, "install")
+        run(clone, "make", "install")
         light, light_packages = disk_bytes(clone / ".venv"), package_bytes(clone / ".venv")
-        make(clone, ".venv/.dev")
-        say("the fast tests, and those that use the largest packages")
-        for tests in (FAST_TESTS, HEAVY_TESTS):
-            # Whether they pass is for the suite to say; what they load is what counts here.
-            subprocess.run(
-                [str(python), "-m", "pytest", "-q", *tests], cwd=clone, check=False,
-                stdout=sys.stderr,
-                env={**clean_environment(), "THRIFTY_TEST_ENVIRONMENTS": str(extra)},
-            )  # fmt: skip
+        # Whether they pass is for the suite to say; what they load is what counts here.
+        run(clone, "make", "check", check=False)
+        run(clone, str(python), "-m", "pytest", "-q", *HEAVY_TESTS, check=False)
         development = disk_bytes(clone / ".venv")
         packages = package_bytes(clone / ".venv")
-        on_demand = disk_bytes(extra)
         build = torch_build(python)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    total = development + on_demand
-    report(arguments.no_save, light, light_packages, development, packages, on_demand, total, build)
+    report(arguments.no_save, light, light_packages, development, packages, build)
 
 
 def report(
@@ -120,8 +100,6 @@ def report(
     light_packages: Counter[str],
     development: int,
     packages: Counter[str],
-    on_demand: int,
-    total: int,
     build: str,
 ) -> None:
     """Print and keep what was measured."""
@@ -133,7 +111,6 @@ def report(
     table.append(("development environment", f"{development / 1e6:.0f}"))
     added = [(name, size) for name, size in packages.most_common() if name not in light_packages]
     table += [(f"- {name}", f"{size / 1e6:.0f}") for name, size in added[:SHOWN]]
-    table.append(("environment for lm-evaluation-harness", f"{on_demand / 1e6:.0f}"))
     figures: list[dict[str, Any]] = [
         {
             "figure": "a light install (`make install`) on disk",
@@ -143,16 +120,15 @@ def report(
         },
         {
             "figure": f"all that `make test` installs, on disk, without a GPU (torch {build})",
-            "measured": f"{total / 1e9:.2f} GB",
+            "measured": f"{development / 1e9:.2f} GB",
             "bar": f"<= {TEST_BAR_BYTES / 1e9:g} GB",
-            "met": total <= TEST_BAR_BYTES,
+            "met": development <= TEST_BAR_BYTES,
         },
     ]
     record = {
         "versions": {"torch": f"torch {build}"},
         "light_bytes": light,
         "development_bytes": development,
-        "on_demand_bytes": on_demand,
         "light_package_bytes": dict(light_packages.most_common()),
         "development_package_bytes": dict(packages.most_common()),
     }

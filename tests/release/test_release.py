@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,14 @@ from tests.release.traffic import PLAN, World
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.db import open_database
 from thrifty.db.audit import verify_audit
+from thrifty.db.changes import note_change
 from thrifty.db.desired import read_desired, read_history
-from thrifty.db.releases import read_events, read_held, read_outcomes
+from thrifty.db.releases import drop_held, read_events, read_held, read_outcomes
 from thrifty.errors import ControlError
+from thrifty.gateway.routing.registry import make_policy
+from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.reader import TableReader
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.home import Home
 from thrifty.release.manage import (
     abort_release,
@@ -151,6 +157,42 @@ def test_nobody_changes_versions_within_a_conversation_but_by_a_rollback(world: 
     refresh_held(world.database, held, world.clock.wall())
     assert world.routes().choose(names[0]).label == "old"
     assert world.routes().choose(names[1]).label == "new"
+
+
+async def test_conversations_under_way_at_a_step_stay_in_every_gateway(world: World) -> None:
+    world.prepare()
+    world.start(steps=[50, 100])
+    names = [world.name() for _ in range(60)]
+    tables = [RoutingTable(make_policy), RoutingTable(make_policy)]
+    readers = [TableReader(world.database, table) for table in tables]
+
+    async def wait_until(reached: Callable[[Deployment], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not all(reached(table.deployments["m"]) for table in tables):
+                await asyncio.sleep(0.02)
+
+    def find_labels(there: Deployment, names: Sequence[str]) -> set[str]:
+        return {there.choose(name).label for name in names}
+
+    try:
+        for reader in readers:
+            await reader.start()
+        for name in names:
+            # The request goes on, so that the log does not have it.
+            assert tables[0].deployments["m"].find_answering(name)[0].label == "old"
+        others = [world.name() for _ in range(60)]
+        for stage, labels in (1, {"old", "new"}), (2, {"new"}):
+            move_release(world.database, world.release, stage, who="test", why="")
+            await wait_until(lambda there, labels=labels: find_labels(there, others) == labels)  # type: ignore[misc]
+            assert find_labels(tables[0].deployments["m"], names) == {"old"}
+            await wait_until(lambda there: find_labels(there, names) == {"old"})
+        with world.database.begin() as connection:
+            drop_held(connection, "m")
+            note_change(connection)
+        await wait_until(lambda there: find_labels(there, names) == {"new"})
+    finally:
+        for reader in readers:
+            reader.stop()
 
 
 def test_it_owns_the_weights_until_it_is_forced(world: World) -> None:

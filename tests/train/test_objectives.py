@@ -121,6 +121,44 @@ def test_pairs_have_the_loss_of_dpo(student: Any) -> None:
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
+def test_pairs_may_add_the_loss_of_sft_on_chosen_answers(student: Any) -> None:
+    examples = draw(6, sides=2)
+    plain, both = (
+        Pairs(examples, examples, RowSettings(steps=1, sft_weight=weight), student)
+        for weight in (0.0, 0.5)
+    )
+    disturb(student)
+    chosen = Supervised(examples, examples, RowSettings(steps=1))
+    losses = [
+        float(one.loss(student, range(6), "cpu")[0].detach()) for one in (both, plain, chosen)
+    ]
+    assert losses[0] == pytest.approx(losses[1] + 0.5 * losses[2], rel=1e-4)
+
+
+def test_pairs_ask_the_reference_once_for_a_row(
+    student: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = draw(6, sides=2)
+    settings = RowSettings(steps=1, micro_batch=4)
+    whole = Pairs(examples, examples, settings, student)
+    objective = Pairs(examples, examples, settings, student)
+    asked: list[int] = []
+    ask = objective._ask_reference
+    monkeypatch.setattr(
+        objective, "_ask_reference", lambda *given: (asked.append(len(given[1])), ask(*given))[1]
+    )
+    disturb(student)
+    expected = [float(whole.loss(student, [n], "cpu")[0].detach()) for n in range(6)]
+    for numbers in ([5, 0, 2], [1, 2, 3, 4]):
+        found = float(objective.loss(student, numbers, "cpu")[0].detach())
+        assert found == pytest.approx(np.mean([expected[n] for n in numbers]), rel=1e-3)
+    assert asked == [8, 4]
+    with torch.inference_mode():
+        first, second = (objective.measure(student, "cpu", 0, 1) for _ in range(2))
+    assert first == second
+    assert asked == [8, 4, 8, 4]
+
+
 def test_judged_answers_have_the_loss_of_kto(student: Any) -> None:
     examples = draw(6)
     settings = RowSettings(steps=1, beta=0.2, micro_batch=3, liked_weight=1.5)

@@ -132,16 +132,18 @@ def test_supervised(folder: Path, tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_dpo(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_dpo(folder: Path, tmp_path: Path, weight: float) -> None:
     examples = make_examples(Method.DPO)
+    both = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, weight]} if weight else {}
     rows = [{"prompt": [chat(n)], "chosen": say("a"), "rejected": say("b")} for n in range(ROWS)]
-    trainer = make_trainer("DPO", folder, rows, tmp_path, beta=0.2)
+    trainer = make_trainer("DPO", folder, rows, tmp_path, beta=0.2, **both)
     batch = trainer.data_collator([
         {"prompt_ids": split(one)[0], "chosen_ids": split(one)[1], "rejected_ids": split(one, 1)[1]}
         for one in examples
     ])  # fmt: skip
     theirs = float(trainer.compute_loss(trainer.model, batch).detach())
-    ours = measure_ours(Method.DPO, folder, examples, beta=0.2)
+    ours = measure_ours(Method.DPO, folder, examples, beta=0.2, sft_weight=weight)
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert abs(ours - 0.6931) > 1e-3, "the models differ"
 

@@ -14,7 +14,6 @@ import fcntl
 import logging
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,7 @@ from thrifty.db.batches import (
 )
 from thrifty.db.fleet import read_gateways
 from thrifty.db.keys import Key, Role
-from thrifty.db.leases import read_owner, release_lease, take_lease
+from thrifty.db.leases import make_owner, read_owner, release_lease, take_lease
 from thrifty.errors import BadDataError, DatabaseError
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
@@ -250,7 +249,7 @@ class BatchRunner:
             if not folder:
                 folder = secrets.token_hex(8)
                 os.write(descriptor, folder.encode())
-            owner = f"{folder}/{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+            owner = f"{folder}/{make_owner()}"
             # The holder of the lease on these files held this lock, so it has ended.
             before = read_owner(self._database, LEASE) or ""
             ours = before.startswith(f"{folder}/")

@@ -47,6 +47,7 @@ class Asked:
     minutes: float | None
     learning_rate: float | None
     beta: float | None
+    sft_weight: float | None
     batch: int | None
     micro_batch: int | None
     window: int | None
@@ -71,6 +72,8 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
             f"{asked.method!r} is no method; take {', '.join(Method)} or {DISTILL}"
         ) from None
     _refuse(asked, f"--method {method}", "teacher", "teacher_model", "teacher_key_env")
+    if method is not Method.DPO:
+        _refuse(asked, f"--method {method}", "sft_weight")
     if method in (Method.SFT, Method.CONTRASTIVE):
         _refuse(asked, f"--method {method}", "beta")
     home = find_home()
@@ -81,7 +84,7 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         epochs=asked.epochs, minutes=asked.minutes, learning_rate=asked.learning_rate,
         lora_rank=LORA_RANK if asked.lora_rank is None else asked.lora_rank,
         window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
-        beta=BETA if asked.beta is None else asked.beta, checkpointing=asked.checkpointing, seed=asked.seed,
+        beta=BETA if asked.beta is None else asked.beta, sft_weight=asked.sft_weight or 0.0, checkpointing=asked.checkpointing, seed=asked.seed,
         resume=asked.resume,
     )  # fmt: skip
     with show_progress() as on_progress:
@@ -167,7 +170,7 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
             "--method distill needs --teacher (a model, or a server's URL) and --minutes; for all "
             "of its settings see 'thrifty distill --help'"
         )
-    _refuse(asked, "--method distill", "epochs", "beta", "batch", "window")
+    _refuse(asked, "--method distill", "epochs", "beta", "sft_weight", "batch", "window")
     home = find_home()
     if asked.data.startswith(LOG):
         files = [make_log_finder(home)(asked.data.removeprefix(LOG))]

@@ -54,6 +54,12 @@ def train(
             help="For dpo and kto: how much the model is held to what it was. Default: 0.1."
         ),
     ] = None,
+    sft_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="For dpo: how much of sft's loss on the chosen answers is added. Default: 0."
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Rows in a step of the optimizer. Default: 8; for kto 16.")
     ] = None,
@@ -106,7 +112,7 @@ def train(
 
     asked = Asked(
         model=model, data=data, method=method, out=out, lora_rank=lora_rank, epochs=epochs,
-        minutes=minutes, learning_rate=learning_rate, beta=beta, batch=batch,
+        minutes=minutes, learning_rate=learning_rate, beta=beta, sft_weight=sft_weight, batch=batch,
         micro_batch=micro_batch, window=window, held_out=held_out, teacher=teacher,
         teacher_model=teacher_model, teacher_key_env=teacher_key_env, checkpointing=checkpointing,
         seed=seed, resume=resume,

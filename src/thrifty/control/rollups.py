@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from thrifty.cost.held import settle
 from thrifty.db import Database
-from thrifty.db.leases import take_lease
+from thrifty.db.leases import make_owner, take_lease
 from thrifty.errors import DatabaseError
 from thrifty.observe.rollups.roll import Keep, Roller
 
@@ -38,7 +35,7 @@ async def keep_rollups(
     """Add what is new every `POLL_S`, until cancelled. `find_database` gives the open database and
     `find_keep` the fields of `Keep`; both may be others later.
     """
-    owner = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+    owner = make_owner()
     away = False
     cleaned_s = 0.0
     while True:

@@ -5,6 +5,9 @@ Times are those of the database's clock, so the clocks of hosts need not agree.
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import time
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -12,6 +15,11 @@ from sqlalchemy.exc import IntegrityError
 
 from thrifty.db.database import Database
 from thrifty.db.tables import leases
+
+
+def make_owner() -> str:
+    """A name for who takes a lease, which nobody else has or had: host, process, and a random part."""
+    return f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
 def take_lease(database: Database, name: str, owner: str, ttl_s: float, *, force: bool) -> bool:

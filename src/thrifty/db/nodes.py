@@ -8,14 +8,12 @@ generate the same id only within the same millisecond (1 in 1,024 times the chan
 from __future__ import annotations
 
 import logging
-import os
 import random
-import socket
 
 from sqlalchemy import select
 
 from thrifty.db.database import Database
-from thrifty.db.leases import read_clock_s, release_lease, take_lease
+from thrifty.db.leases import make_owner, read_clock_s, release_lease, take_lease
 from thrifty.db.tables import leases
 from thrifty.errors import DatabaseError
 
@@ -37,7 +35,7 @@ class NodeClaim:
         self._database = database
         self._nodes = nodes
         self._ttl_s = ttl_s
-        self._owner = f"{socket.gethostname()[:64]}:{os.getpid()}:{os.urandom(8).hex()}"
+        self._owner = make_owner()
         self.number = random.SystemRandom().randrange(nodes)
         self.held = False
         """Whether this process held the lease at the last renewal."""

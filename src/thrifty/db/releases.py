@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from thrifty.db.audit import record_act
+from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import held_conversations, release_events, release_pairs, releases
@@ -295,17 +296,31 @@ class HeldConversations(msgspec.Struct, frozen=True):
 
 
 def write_held(connection: Connection, held: HeldConversations) -> None:
-    """Replace the held conversations of a deployment; none of them deletes the row. Gateways read
-    them with the fleet; the caller must note the change.
+    """Replace the held conversations of a deployment. Gateways read them with the fleet; the caller
+    must note the change.
     """
-    table = held_conversations
-    connection.execute(delete(table).where(table.c.deployment == held.deployment))
-    if held.hashes:
-        values = {
-            "deployment": held.deployment, "updated_s": held.updated_s, "keep_s": held.keep_s,
-            "weights": _dump(held.weights), "conversations": "\n".join(sorted(held.hashes)),
-        }  # fmt: skip
-        connection.execute(insert(table).values(values))
+    drop_held(connection, held.deployment)
+    values = {
+        "deployment": held.deployment, "updated_s": held.updated_s, "keep_s": held.keep_s,
+        "weights": _dump(held.weights), "conversations": "\n".join(sorted(held.hashes)),
+    }  # fmt: skip
+    connection.execute(insert(held_conversations).values(values))
+
+
+def add_held(
+    database: Database, deployment: str, weights: Mapping[str, float], hashes: frozenset[str]
+) -> None:
+    """Hold more conversations of a deployment, which a gateway saw under way when a step changed
+    the weights. Without effect where it no longer goes by the older `weights`. Raises
+    `DatabaseError`.
+    """
+    with database.begin() as connection:
+        note_change(connection)  # one gateway after another
+        for held in read_held(connection):
+            if held.deployment == deployment and held.weights == weights:
+                more = held.hashes | hashes
+                fresh = msgspec.structs.replace(held, hashes=more, updated_s=time.time())
+                write_held(connection, fresh)
 
 
 def drop_held(connection: Connection, deployment: str) -> None:
@@ -316,13 +331,13 @@ def drop_held(connection: Connection, deployment: str) -> None:
 
 def read_held(connection: Connection) -> list[HeldConversations]:
     """The held conversations of all deployments."""
-    return [
-        HeldConversations(
-            row.deployment, row.updated_s, row.keep_s, msgspec.json.decode(row.weights),
-            frozenset(row.conversations.split("\n")),
-        )
-        for row in connection.execute(select(held_conversations))
-    ]  # fmt: skip
+    return [_read_held(row) for row in connection.execute(select(held_conversations))]
+
+
+def _read_held(row: Any) -> HeldConversations:
+    hashes = row.conversations.split("\n") if row.conversations else ()
+    weights = msgspec.json.decode(row.weights)
+    return HeldConversations(row.deployment, row.updated_s, row.keep_s, weights, frozenset(hashes))
 
 
 def count_held(database: Database) -> int:

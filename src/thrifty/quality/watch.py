@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
-import socket
 import sqlite3
 import threading
 import time
@@ -19,7 +16,7 @@ from typing import Any
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.drift import drop_looks
-from thrifty.db.leases import take_lease
+from thrifty.db.leases import make_owner, take_lease
 from thrifty.db.vectors import drop_vectors
 from thrifty.errors import DatabaseError
 from thrifty.observe.rollups.roll import Keep
@@ -54,7 +51,7 @@ class AnswerWatch:
         self._desired = desired
         self._find_keep = find_keep
         self._judging = Judging(database, desired)
-        self._owner = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._owner = make_owner()
         self._stopping = threading.Event()
         self._holds = threading.Event()
         self._opened: tuple[Database, AnswerChecker] | None = None

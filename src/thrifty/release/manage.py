@@ -33,6 +33,7 @@ from thrifty.db.releases import (
     drop_held,
     find_active,
     read_active,
+    read_held,
     read_release,
     refuse_second,
     update_release,
@@ -317,17 +318,25 @@ def read_recent(
 
 
 def refresh_held(database: Database, held: HeldConversations, now_s: float) -> None:
-    """Let the conversations go that had no request for a while. Raises `DatabaseError`."""
+    """Let the conversations go that had no request for a while. Raises `DatabaseError`.
+
+    A request is in the log when it has ended, so nothing goes before the list is that old.
+    """
+    if now_s - held.updated_s < held.keep_s:
+        return
     recent = {
         read_hash(name) for name, _ in read_recent(database, held.deployment, now_s - held.keep_s)
     }
     kept = held.hashes & recent
-    if kept == held.hashes:
-        return
     with database.begin() as connection:
-        fresh = msgspec.structs.replace(held, hashes=frozenset(kept), updated_s=now_s)
-        write_held(connection, fresh)
-        note_change(connection)
+        note_change(connection)  # no gateway adds to it meanwhile
+        if held not in read_held(connection):
+            return
+        if kept:
+            fresh = msgspec.structs.replace(held, hashes=kept, updated_s=now_s)
+            write_held(connection, fresh)
+        else:
+            drop_held(connection, held.deployment)
 
 
 def close_steps(steps: tuple[Step, ...], now_s: float) -> tuple[Step, ...]:

@@ -42,7 +42,9 @@ class ImproveGuardsSpec(Section):
 
 
 class ImproveTrainSpec(Section):
-    """How the next version is trained. Default: as `thrifty train` does."""
+    """How the next version is trained. Defaults are those of `thrifty train`, except that `dpo` also
+    learns the chosen answers, because users' pairs are few.
+    """
 
     epochs: Number | None = Field(None, gt=0, description="Passes over the rows.")
     minutes: Number | None = Field(
@@ -55,6 +57,10 @@ class ImproveTrainSpec(Section):
     beta: Number | None = Field(
         None, gt=0, description="For `dpo` and `kto`: how much the model is held to what it was."
     )
+    sft_weight: Number = Field(
+        1.0, ge=0,
+        description="For `dpo`: how much of the loss of `sft` on the chosen answers is added.",
+    )  # fmt: skip
     window: Count | None = Field(None, ge=32, description="Rows with more tokens are set aside.")
     seed: Integer = Field(0, description="The same seed gives the same training.")
 

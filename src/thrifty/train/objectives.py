@@ -103,14 +103,44 @@ class _Preferences(_Rows):
 
 
 class Pairs(_Preferences):
-    """Prefer the chosen answer (DPO)."""
+    """Prefer the chosen answer (DPO).
+
+    With `sft_weight`, the mean loss of the chosen answers' tokens is added, as in RPO (Pang et al.
+    2024, 2404.19733, equation 1). DPO alone lowers the probability of chosen answers as long as
+    that of rejected ones falls faster, and may end with the same safe answer to every prompt.
+    """
 
     unit = "nats per pair"
 
+    def __init__(
+        self,
+        learned: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: RowSettings,
+        model: Any,
+    ) -> None:
+        super().__init__(learned, held_out, settings, model)
+        # What the reference says of a row is the same in every pass.
+        self._known: dict[int, Tensor] = {}
+        self._known_held_out: dict[int, Tensor] = {}
+
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """See `Objective`."""
-        found, _, tokens = self._compare(model, [self._learned[n] for n in numbers], device)
+        missing = {n // self._settings.micro_batch for n in numbers if n not in self._known}
+        for block in sorted(missing):
+            self._ask_block(model, block, device)
+        old = torch.stack([self._known[n] for n in numbers], dim=1)
+        found, _, tokens = self._compare(model, [self._learned[n] for n in numbers], old, device)
         return found.mean(), tokens
+
+    def _ask_block(self, model: Any, block: int, device: Any) -> None:
+        """Ask the reference for a block of rows. Blocks are the same in every run, so that a
+        training that was stopped goes on with the same figures.
+        """
+        begin = block * self._settings.micro_batch
+        examples = self._learned[begin : begin + self._settings.micro_batch]
+        found = self._ask_pairs(model, examples, device)
+        self._known.update(zip(range(begin, begin + len(examples)), found.T, strict=True))
 
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
@@ -119,22 +149,31 @@ class Pairs(_Preferences):
         than the rejected one, and how many nats more.
         """
         total, count, right, margin = 0.0, 0, 0.0, 0.0
-        for group in self._groups(rank, ranks):
-            found, margins, _ = self._compare(model, group, device)
+        for number, group in enumerate(self._groups(rank, ranks)):
+            old = self._known_held_out.get(number)
+            if old is None:
+                old = self._known_held_out[number] = self._ask_pairs(model, group, device)
+            found, margins, _ = self._compare(model, group, old, device)
             total, count = total + float(found.sum()), count + len(group)
             right += float((margins > 0).sum())
             margin += float(margins.sum())
         self.details = {"preferred": right / max(1, count), "margin": margin / max(1, count)}
         return {"": (total, count)}
 
+    def _ask_pairs(self, model: Any, examples: Sequence[Example], device: Any) -> Tensor:
+        """The reference's log-probabilities of chosen and rejected answers, [2, B]."""
+        return self._ask_reference(model, _list_texts(examples), device).view(2, -1)
+
     def _compare(
-        self, model: Any, examples: Sequence[Example], device: Any
+        self, model: Any, examples: Sequence[Example], old: Tensor, device: Any
     ) -> tuple[Tensor, Tensor, int]:
-        texts = [example.texts[side] for side in (0, 1) for example in examples]
-        reference = self._ask_reference(model, texts, device)
-        policy = sum_logprobs(model, texts, device)
-        (chosen, rejected), (old_chosen, old_rejected) = policy.chunk(2), reference.chunk(2)
+        texts = _list_texts(examples)
+        chosen, rejected = sum_logprobs(model, texts, device).chunk(2)
+        old_chosen, old_rejected = old
         loss = losses.dpo(chosen, rejected, old_chosen, old_rejected, self._settings.beta)
+        if self._settings.sft_weight:
+            learned = sum(_count_learned(example) for example in examples)
+            loss = loss - self._settings.sft_weight * chosen.sum() / learned
         margins = (chosen - old_chosen) - (rejected - old_rejected)
         return loss, margins.detach(), sum(len(text.tokens) for text in texts)
 
@@ -241,6 +280,11 @@ def sum_logprobs(
         found, _ = call(model, weights, (tokens, positions, wanted), given)
     owners = torch.from_numpy(np.nonzero(mask)[0]).to(device)
     return torch.zeros(count, device=device).index_add(0, owners, found[:, 0].float())
+
+
+def _list_texts(examples: Sequence[Example]) -> list[TokenText]:
+    """The chosen answers of pairs, then the rejected ones."""
+    return [example.texts[side] for side in (0, 1) for example in examples]
 
 
 def _count_learned(example: Example) -> int:

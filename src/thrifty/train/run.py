@@ -100,6 +100,8 @@ class TrainingRequest:
     micro_batch: int | None = None
     """Rows that are computed at once."""
     beta: float = BETA
+    sft_weight: float = 0.0
+    """In DPO, how much of the loss of SFT on the chosen answers is added."""
     checkpointing: bool = False
     seed: int = 0
     patience: int = 4
@@ -250,6 +252,7 @@ def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings
     )
     return RowSettings(
         steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
+        sft_weight=request.sft_weight,
         learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
         every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
@@ -291,7 +294,7 @@ def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, A
     """The recipe: all that the result depends on, besides the model."""
     held_out = digest_rows(request.held_out_files) if request.held_out_files else None
     asked = ("epochs", "minutes", "learning_rate", "lora_rank", "window", "batch", "micro_batch",
-             "beta", "seed", "patience")  # fmt: skip
+             "beta", "sft_weight", "seed", "patience")  # fmt: skip
     return {
         "step": "train", "version": VERSION, "method": request.method.value,
         "data": request.name, "data_sha256": digest_rows(request.files),

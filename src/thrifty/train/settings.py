@@ -96,6 +96,8 @@ class RowSettings(LoopSettings):
     """`sft`, `dpo`, `kto` or `contrastive`."""
     beta: float = 0.1
     """How much `dpo` and `kto` hold the model to what it was, above 0."""
+    sft_weight: float = 0.0
+    """In `dpo`, how much of the loss of `sft` on the chosen answers is added."""
     liked_weight: float = 1.0
     disliked_weight: float = 1.0
     """The weights of liked and disliked answers in `kto`."""
@@ -111,6 +113,8 @@ class RowSettings(LoopSettings):
         for name in ("beta", "liked_weight", "disliked_weight", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, not {getattr(self, name):g}")
+        if not 0 <= self.sft_weight < float("inf"):
+            raise TrainingError(f"sft_weight must be at least 0, not {self.sft_weight:g}")
 
     @property
     def freezes_embeddings(self) -> bool:

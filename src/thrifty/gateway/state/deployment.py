@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings
 from thrifty.db.releases import HeldConversations
+from thrifty.gateway.state.recent_conversations import RecentConversations
 from thrifty.gateway.state.version import MakePolicy, Version, merge_version
 from thrifty.openai.conversations import choose_version, read_hash
 
@@ -31,16 +32,38 @@ class Deployment:
         self._only = self.versions[weighted[0]] if len(weighted) == 1 else None
         self.shadows = [version for version in self.versions.values() if version.row.shadow > 0]
         """Versions that receive copies of requests."""
+        self.recent = RecentConversations()
+        self.unreported: frozenset[str] = frozenset()
+        """Hashes of conversations that are held, and that other workers do not know of."""
         self._held: frozenset[str] = frozenset()
         self._held_weights: list[tuple[str, float]] = []
 
-    def hold(self, held: HeldConversations | None) -> None:
-        """Have conversations that began before the weights changed stay on their versions."""
+    def hold(self, held: HeldConversations | None, *, changed: bool = False) -> None:
+        """Have conversations that began before the weights changed stay on their versions.
+
+        `changed` says that the weights may be new, so that conversations of this worker that they
+        would move are held, too: the request log may not have them yet.
+        """
         weights = held.weights if held is not None else {}
-        known = [(label, weight) for label, weight in weights.items() if label in self.versions]
-        usable = any(weight > 0 for _, weight in known)
-        self._held = held.hashes if held is not None and usable else frozenset()
-        self._held_weights = known
+        self._held_weights = [(k, v) for k, v in weights.items() if k in self.versions]
+        if held is None or not any(weight > 0 for _, weight in self._held_weights):
+            self._held = self.unreported = frozenset()
+            return
+        self._held = held.hashes | self.unreported
+        if changed:
+            self._held |= self._find_moved(held.keep_s)
+        self.unreported = (
+            self._held - held.hashes if len(self._held) > len(held.hashes) else frozenset()
+        )
+
+    def _find_moved(self, keep_s: float) -> frozenset[str]:
+        """Recent conversations that the weights move from the versions they are held on."""
+        return frozenset(
+            read_hash(name)
+            for name, label in self.recent.list_since(keep_s)
+            if self.choose(name).label != label
+            and choose_version(name, self._held_weights)[0] == label
+        )
 
     @property
     def main(self) -> Version:
@@ -69,6 +92,7 @@ class Deployment:
         is at zero by intent answers by itself, once it has woken.
         """
         chosen = self.choose(conversation_id)
+        self.recent.note(conversation_id, chosen.label)
         if chosen.ready or chosen.asleep:
             return chosen, chosen
         others = self.alternatives(conversation_id, chosen)
@@ -103,4 +127,7 @@ def merge_deployment(
         )
         for version in row.versions
     }
-    return Deployment(row, versions)
+    merged = Deployment(row, versions)
+    if known is not None:
+        merged.recent, merged.unreported = known.recent, known.unreported
+    return merged

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from thrifty.db import Database
 from thrifty.db.fleet import FleetState, read_change_count, read_fleet
+from thrifty.db.releases import add_held
 from thrifty.errors import DatabaseError
 from thrifty.gateway.state.table import RoutingTable
 
@@ -50,6 +51,7 @@ class TableReader:
         self._up = True
         self._change = -1
         self._read_s = 0.0
+        self._reports: list[tuple[str, dict[str, float], frozenset[str]]] = []
         self._first_read = asyncio.Event()
         self._refresh: asyncio.Future[None] | None = None
         self._refreshed_s = 0.0
@@ -94,6 +96,7 @@ class TableReader:
             asked = self._wake.is_set()
             self._wake.clear()
             try:
+                self._report_held()
                 state = self._read(force=asked)
                 self._note_state(True, None)
             except Exception as error:
@@ -117,10 +120,23 @@ class TableReader:
         self._read_s = now_s
         return state
 
+    def _report_held(self) -> None:
+        """Tell other workers of conversations that this one alone knows to be held."""
+        reports, self._reports = self._reports, []
+        for deployment, weights, hashes in reports:
+            add_held(self._database, deployment, weights, hashes)
+
     def _apply(self, state: FleetState | None, asked: bool) -> None:
         try:
             if state is not None:
                 self._table.apply(state)
+                self._reports = [
+                    (name, state.held[name].weights, deployment.unreported)
+                    for name, deployment in self._table.deployments.items()
+                    if deployment.unreported
+                ]
+                if self._reports:
+                    self._wake.set()
                 self._on_applied()
         finally:
             self._first_read.set()

@@ -62,7 +62,8 @@ class RoutingTable:
             for row in state.deployments
         }
         for name, deployment in self.deployments.items():
-            deployment.hold(state.held.get(name))
+            changed = deployment is not before.get(name)
+            deployment.hold(state.held.get(name), changed=changed)
         self.gateways = state.gateways
         self.names = {
             alias: deployment
