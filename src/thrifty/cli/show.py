@@ -45,6 +45,7 @@ _VERBS = {
     "answer": "Answering questions",
     "ask": "Asking questions",
     "calibrate": "Reading calibration text",
+    "count": "Counting tokens",
     "quantize": "Quantizing",
     "write": "Writing",
     "read back": "Reading it back",
