@@ -25,7 +25,6 @@ from thrifty.evaluate.divergence import RESULT, coarse_divergence
 from thrifty.evaluate.reference import Window
 from thrifty.evaluate.scorer import Logprobs, Ranker, Scorer, TopTokens
 from thrifty.evaluate.windows import BoolArray, TokenArray
-from thrifty.graphs.logits import find_largest
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.text.vocabulary import read_vocabulary
 
@@ -282,6 +281,8 @@ class FoldedReference:
     def _rank(
         self, tokens: TokenArray, ranked: TopTokens, k: int, rows: Sequence[int]
     ) -> TopTokens:
+        from thrifty.graphs.logits import find_largest  # loads OpenVINO
+
         folded = self._narrowed.fold(ranked.full)
         ids = find_largest(folded, k)
         target = ranked.target

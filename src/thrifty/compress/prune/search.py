@@ -1,7 +1,7 @@
 """The search for the way to a size that costs a decoder least: fewer tokens, layers or widths.
 
-Ways with the same tokens are compared by their divergence from the whole model. Those with different
-tokens are compared by how much less probable the same text becomes.
+Ways with the same tokens are compared by their divergence from the whole model. Those with
+different tokens are compared by how much less probable the same text becomes.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ def cut_tokenizer(plan: Mapping[str, Any], kept: KeptTokens) -> dict[str, Any]:
 
 
 def write_kept(folder: Path, source: Path, kept: KeptTokens, tokens_before: int) -> None:
-    """Cut the tokenizer and the settings in a model's folder, which are still those of `source`, and
-    record which tokens stay. Raises `CompressionError`.
+    """Cut the tokenizer and the settings in a model's folder, which are still those of `source`,
+    and record which tokens stay. Raises `CompressionError`.
     """
     new = kept.new_ids
     path = folder / "tokenizer.json"
