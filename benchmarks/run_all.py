@@ -14,7 +14,7 @@ NAMES = (
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
     "zero_to_first_token", "wakes", "lambda_cold_start",
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "machine_model", "redaction",
-    "rollups", "console", "telemetry", "kubernetes", "ray_fleet", "engine_auto", "speculation", "autoscaler_step",
+    "rollups", "console", "telemetry", "recorded_texts", "answer_checks", "idle_memory", "kubernetes", "ray_fleet", "engine_auto", "speculation", "autoscaler_step",
     "gate_decisions", "quality_detection",
     "curation", "augmentation",
     "simulated_routing", "autoscaling", "simulator_against_replicas", "autoscaled_echo",

@@ -81,7 +81,7 @@ def read_counter(url: str, key: str, name: str) -> float:
 
 
 def main() -> None:
-    options = parse_arguments(__doc__ or "", rounds=12)
+    options = parse_arguments(__doc__ or "", rounds=8)
     version = subprocess.run(
         [need_tool("nginx", "nginx-light"), "-v"], capture_output=True, text=True, check=False
     ).stderr

@@ -10,7 +10,8 @@
     ├── EngineError            an engine cannot do this here
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is unavailable, or not ours
-    │   └── BadDataError       the database refuses the values to be written
+    │   ├── BadDataError       the database refuses the values to be written
+    │   └── TextKeyError       texts cannot be encrypted: their key is missing
     ├── NameTakenError         another entry has this name
     ├── ControlError           the desired state cannot be changed
     │   └── StaleStateError    another writer has changed it in the meantime
@@ -100,6 +101,10 @@ class DatabaseError(ThriftyError):
 
 class BadDataError(DatabaseError):
     """The database refuses values, and would refuse them again: retrying is useless."""
+
+
+class TextKeyError(DatabaseError):
+    """The keys of encrypted texts are missing or unusable."""
 
 
 class NameTakenError(ThriftyError):

@@ -13,6 +13,8 @@ from thrifty.api.models import (
     Change,
     CreatedKey,
     DeploymentStatus,
+    Draining,
+    DrainRequest,
     GatewayStatus,
     KeyInfo,
     KeyList,
@@ -24,6 +26,9 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseList,
     ReplicaStatus,
+    Restarted,
+    RestartRequest,
+    RotateKey,
     ScaleChange,
     Scaled,
     SeriesAnswer,
@@ -145,6 +150,16 @@ class MemoryServices:
         self.changes.append(("scale", who, change.why))
         return Scaled(deployment=deployment, version=change.version, count=change.count or 1)
 
+    def restart_version(self, deployment: str, wanted: RestartRequest, *, who: str) -> Restarted:
+        self._check(deployment)
+        self.changes.append(("restart", who, wanted.why))
+        return Restarted(deployment=deployment, version=wanted.version, revision="r+1")
+
+    def drain_replica(self, deployment: str, wanted: DrainRequest, *, who: str) -> Draining:
+        self._check(deployment)
+        self.changes.append(("drain", who, wanted.why))
+        return Draining(deployment=deployment, replica=wanted.replica)
+
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         self._check(deployment)
         if self.before is None:
@@ -217,6 +232,12 @@ class MemoryServices:
         self.keys[key.name] = made
         self.changes.append(("key", who, key.name))
         return CreatedKey(key=made, secret="sk-thrifty-secret")
+
+    def rotate_key(self, name: str, wanted: RotateKey, *, who: str) -> CreatedKey:
+        if name not in self.keys:
+            raise not_found("key", name)
+        self.changes.append(("rotate", who, f"{name} {wanted.keep_s:g}"))
+        return CreatedKey(key=self.keys[name], secret="sk-thrifty-another")
 
     def revoke_key(self, name: str, *, who: str) -> None:
         if self.keys.pop(name, None) is None:

@@ -43,10 +43,15 @@ class Browsing:
 
 @contextlib.asynccontextmanager
 async def browsing(
-    url: str, *, theme: str = "light", size: tuple[int, int] = WIDE, expect: tuple[str, ...] = ()
+    url: str,
+    *,
+    theme: str = "light",
+    size: tuple[int, int] = WIDE,
+    expect: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
 ) -> AsyncIterator[Browsing]:
     """A browser on `url`. `expect` are words of console errors that are no fault, such as the
-    browser's note of a refused request.
+    browser's note of a refused request; `also` are hosts that may be asked besides its own.
     """
     from playwright.async_api import async_playwright
 
@@ -72,7 +77,7 @@ async def browsing(
 
         def note_request(request: object) -> None:
             address = urlsplit(request.url)  # type: ignore[attr-defined]
-            if address.scheme not in ("data", "blob") and address.netloc != own:
+            if address.scheme not in ("data", "blob") and address.netloc not in (own, *also):
                 made.faults.append(f"asked {request.url}")  # type: ignore[attr-defined]
 
         page.on("console", note_message)

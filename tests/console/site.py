@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parts import echo_deployment, running_echo
+from thrifty.console.oidc import OidcSettings
 from thrifty.control.applied import AppliedSpec
 from thrifty.db import Database, open_database
 from thrifty.db.alerts import AlertRow, save_alerts
@@ -73,13 +74,18 @@ class Site:
 
 @contextlib.asynccontextmanager
 async def running_site(
-    folder: Path, *, with_keys: bool = False, reply: str | None = None, port: int = 0
+    folder: Path,
+    *,
+    with_keys: bool = False,
+    reply: str | None = None,
+    port: int = 0,
+    oidc: OidcSettings | None = None,
 ) -> AsyncIterator[Site]:
     """The service, with two versions of one deployment. `reply` is what both versions say."""
     folder.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{folder}/thrifty.db"
     database = open_database(url, migrate=True)
-    settings = GatewaySettings("127.0.0.1", port, record_prompts=True)
+    settings = GatewaySettings("127.0.0.1", port, record_prompts=True, oidc=oidc)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(database.close)
         urls = {

@@ -207,7 +207,7 @@ async def test_a_viewer_has_no_operators_buttons_and_the_service_refuses(tmp_pat
         await check_accessible(page)
         await sign_in(page, site.keys["viewer"])
         await open_page(page, "deployments", "Replicas")
-        for name in ("Shift traffic", "Scale", "Roll back"):
+        for name in ("Shift traffic", "Scale", "Roll back", "Restart", "Drain"):
             assert await page.get_by_role("button", name=name).count() == 0
         for name in ("Requests", "Playground", "Keys and budgets", "Audit", "Settings"):
             assert await page.get_by_role("link", name=name).count() == 0
@@ -346,7 +346,7 @@ async def test_it_connects_again(tmp_path: Path) -> None:
 
 async def test_a_replica_dies_while_somebody_watches(tmp_path: Path) -> None:
     port = find_free_port()
-    spec = tmp_path / "spec.json"
+    spec = tmp_path / "spec.yaml"
     spec.write_text(
         json.dumps({"name": "chat", "engine": "echo", "replicas": 2, "gateway": {"port": port}})
     )

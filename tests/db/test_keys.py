@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from sqlalchemy import select, update
 
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet
-from thrifty.db.keys import Role, create_key, hash_key, keep_key, list_keys
+from thrifty.db.keys import (
+    KeyLimits,
+    Role,
+    Scope,
+    create_key,
+    hash_key,
+    keep_key,
+    list_keys,
+    rotate_key,
+)
 from thrifty.db.tables import keys
 from thrifty.errors import ThriftyError
 
@@ -58,4 +68,42 @@ def test_a_secret_that_can_be_guessed_is_refused(tmp_path: Path, secret: str) ->
     with pytest.raises(ThriftyError, match="at least 32 random printable ASCII"):
         keep_key(database, "ADMIN_KEY", "admin", secret)
     assert list_keys(database) == []
+    database.close()
+
+
+def test_a_key_gets_another_secret_and_keeps_the_rest(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
+    scope = Scope(("chat",), time.time() + 3600)
+    first, old = create_key(database, "app", limits=KeyLimits(rpm=3), scope=scope)
+    second, new = rotate_key(database, "app", 60.0)
+    assert (second.id, second.limits, second.deployments) == (first.id, first.limits, ("chat",))
+    assert list_keys(database) == [second]
+    now_s = time.time()
+    assert not second.is_over(hash_key(new), now_s)
+    assert not second.is_over(hash_key(old), now_s)
+    assert second.is_over(hash_key(old), now_s + 61)
+    assert second.is_over(hash_key(new), now_s + 3601)
+    third, _ = rotate_key(database, "app")
+    assert third.is_over(hash_key(new), time.time()), "at once, by itself"
+    assert third.previous_hash != hash_key(old), "only one is kept"
+    with pytest.raises(ThriftyError, match="no key named 'nobody'"):
+        rotate_key(database, "nobody")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("scope", "role", "fault"),
+    [
+        (Scope(("chat",)), "operator", "its role is 'user', not 'operator'"),
+        (Scope(()), "user", "1 to 100 deployments"),
+        (Scope(("",)), "user", "1 to 100 deployments"),
+        (Scope(expires_s=5.0), "user", "cannot expire in the past"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused(
+    tmp_path: Path, scope: Scope, role: str, fault: str
+) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
+    with pytest.raises(ThriftyError, match=fault):
+        create_key(database, "app", role, scope=scope)
     database.close()

@@ -20,7 +20,7 @@ from sqlalchemy import delete, insert
 from typer.testing import CliRunner
 
 from thrifty.cli.app import app
-from thrifty.control.alerting import describe_alerts, find_answer_faults, read_settings
+from thrifty.control.alerting import describe_alerts, find_slow_faults, read_settings
 from thrifty.db import Database, open_database
 from thrifty.db.alerts import Silence, add_silence, count_verdicts, read_alerts, read_silences
 from thrifty.db.audit import list_acts, verify_audit
@@ -560,7 +560,7 @@ def test_worse_answers_and_drift_are_alerts(home: Home) -> None:
     save_looks(database, [DriftLook(day, "chat", "", "prompt_tokens", 900, 300, 0.3, 1e-9, True)])
     versions = {("chat", "a"), ("chat", "b")}
     settings = AlertSettings()
-    found = find_answer_faults(database, settings, versions)
+    found = find_slow_faults(database, settings, versions)
     assert [(one.kind, one.version, one.subject) for one in found] == [
         ("quality", "b", "refusal"), ("drift", "", "prompt_tokens"),
     ]  # fmt: skip
@@ -569,6 +569,6 @@ def test_worse_answers_and_drift_are_alerts(home: Home) -> None:
     watch.look(settings, [], [], found)
     assert {row.kind for row in watch.alerts if row.resolved_s is None} == {"quality", "drift"}
     off = msgspec.structs.replace(settings, quality_drop=None, drift=False)
-    assert find_answer_faults(database, off, versions) == []
-    assert find_answer_faults(database, settings, {("chat", "a")})[0].kind == "drift"
+    assert find_slow_faults(database, off, versions) == []
+    assert find_slow_faults(database, settings, {("chat", "a")})[0].kind == "drift"
     database.close()

@@ -26,6 +26,8 @@ from thrifty.api.models import (
     ApplyRequest,
     Change,
     CreatedKey,
+    Draining,
+    DrainRequest,
     ErrorAnswer,
     KeyList,
     NewKey,
@@ -35,7 +37,10 @@ from thrifty.api.models import (
     ReleaseAct,
     ReleaseDetail,
     ReleaseList,
+    Restarted,
+    RestartRequest,
     RollbackRequest,
+    RotateKey,
     ScaleChange,
     Scaled,
     SeriesAnswer,
@@ -139,6 +144,18 @@ def set_scale(name: str, body: ScaleChange, services: Services, caller: Caller) 
     return services.set_scale(name, body, who=caller)
 
 
+def restart_version(
+    name: str, body: RestartRequest, services: Services, caller: Caller
+) -> Restarted:
+    """Restart a version."""
+    return services.restart_version(name, body, who=caller)
+
+
+def drain_replica(name: str, body: DrainRequest, services: Services, caller: Caller) -> Draining:
+    """Drain a replica."""
+    return services.drain_replica(name, body, who=caller)
+
+
 def roll_back(
     name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
 ) -> Change:
@@ -207,6 +224,13 @@ def create_key(body: NewKey, services: Services, caller: Caller) -> CreatedKey:
     return services.create_key(body, who=caller)
 
 
+def rotate_key(
+    name: str, services: Services, caller: Caller, body: RotateKey | None = None
+) -> CreatedKey:
+    """Give a key another secret."""
+    return services.rotate_key(name, body or RotateKey(), who=caller)
+
+
 def revoke_key(name: str, services: Services, caller: Caller) -> dict[str, str]:
     """Revoke a key."""
     services.revoke_key(name, who=caller)
@@ -237,10 +261,10 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_series, get_cost, get_traffic, set_traffic, set_scale, roll_back, make_plan,
-        apply_spec, list_releases, get_release, start_release, act_on_release,
-        act_on_improve_run, list_keys,
-        create_key, revoke_key, get_openapi, get_docs, follow_events,
+        get_status, get_series, get_cost, get_traffic, set_traffic, set_scale, restart_version,
+        drain_replica, roll_back, make_plan, apply_spec, list_releases, get_release, start_release,
+        act_on_release, act_on_improve_run, list_keys, create_key, rotate_key, revoke_key,
+        get_openapi, get_docs, follow_events,
         add_silence, remove_silence,
     )
 } | VIEW_HANDLERS  # fmt: skip

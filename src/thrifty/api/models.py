@@ -256,6 +256,39 @@ class Scaled(Answer):
     max: int | None = None
 
 
+class RestartRequest(Request):
+    """Which version is restarted."""
+
+    version: Label
+    why: Why = ""
+
+
+class Restarted(Answer):
+    """A version that is being restarted."""
+
+    deployment: str
+    version: str
+    revision: str = Field(description="That of the replicas that come.")
+
+
+class DrainRequest(Request):
+    """Which replica is drained."""
+
+    replica: str = Field(min_length=1, max_length=64, description="Its id.")
+    force: bool = Field(
+        False,
+        description="Also if no other replica of its version is ready. Otherwise that is a 409.",
+    )
+    why: Why = ""
+
+
+class Draining(Answer):
+    """A replica that is being drained."""
+
+    deployment: str
+    replica: str
+
+
 class RollbackRequest(Request):
     """Why a deployment is rolled back, and what may come of it."""
 
@@ -402,6 +435,23 @@ class NewKey(Request):
     role: Role = Role.USER
     tenant: str | None = Field(None, description="Default: the name.")
     limits: KeyLimitsModel = KeyLimitsModel()
+    deployments: list[str] | None = Field(
+        None, max_length=100, description="Only these may be called; for the role user. null: all."
+    )
+    expires_s: float | None = Field(
+        None, description="When it ends by itself, in seconds since 1970. null: never."
+    )
+
+
+class RotateKey(Request):
+    """How a key gets another secret."""
+
+    keep_s: float = Field(
+        0.0,
+        ge=0,
+        le=30 * 86400,
+        description="How long the secret of before stays good, in seconds.",
+    )
 
 
 class KeyInfo(Answer):
@@ -414,6 +464,8 @@ class KeyInfo(Answer):
     hint: str = Field(description="How the secret begins.")
     created_s: float = Field(description="Seconds since 1970.")
     limits: KeyLimitsModel
+    deployments: list[str] | None = None
+    expires_s: float | None = None
 
 
 class KeyList(Answer):

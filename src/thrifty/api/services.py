@@ -16,12 +16,17 @@ from thrifty.api.models import (
     Applied,
     Change,
     CreatedKey,
+    Draining,
+    DrainRequest,
     KeyList,
     NewKey,
     NewRelease,
     Plan,
     ReleaseDetail,
     ReleaseList,
+    Restarted,
+    RestartRequest,
+    RotateKey,
     ScaleChange,
     Scaled,
     SeriesAnswer,
@@ -74,6 +79,12 @@ class ApiServices(Protocol):
         version cannot have.
         """
 
+    def restart_version(self, deployment: str, wanted: RestartRequest, *, who: str) -> Restarted:
+        """Replace a version's replicas by new ones. Raises a 404, and a 409 where that cannot be."""
+
+    def drain_replica(self, deployment: str, wanted: DrainRequest, *, who: str) -> Draining:
+        """Take a replica away once it has finished. Raises a 404, and a 409 where that cannot be."""
+
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, and a 409 where there is none or where it
         would remove the deployment without `remove`.
@@ -113,6 +124,9 @@ class ApiServices(Protocol):
 
     def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
         """Make a key."""
+
+    def rotate_key(self, name: str, wanted: RotateKey, *, who: str) -> CreatedKey:
+        """Give a key another secret. Raises a 404."""
 
     def revoke_key(self, name: str, *, who: str) -> None:
         """Revoke a key. Raises a 404."""

@@ -35,6 +35,14 @@ API_ROUTES: tuple[Route[str], ...] = (
         "restore a deployment's previous desired state; twice restores the present one",
     ),
     Route(
+        "POST", f"{PREFIX}/deployments/{{name:path}}/restart", Role.OPERATOR, "restart_version",
+        "replace the replicas of a version by new ones, without a gap",
+    ),
+    Route(
+        "POST", f"{PREFIX}/deployments/{{name:path}}/drain", Role.OPERATOR, "drain_replica",
+        "have one replica finish what it answers and end; another one takes its place",
+    ),
+    Route(
         "POST", f"{PREFIX}/plan", Role.OPERATOR, "make_plan",
         "what applying a spec would fetch, prepare, start, stop and change; changes nothing",
     ),
@@ -82,6 +90,10 @@ API_ROUTES: tuple[Route[str], ...] = (
     Route(
         "POST", f"{PREFIX}/keys", Role.ADMIN, "create_key",
         "make an API key; its secret is in the answer, and nowhere later",
+    ),
+    Route(
+        "POST", f"{PREFIX}/keys/{{name}}/rotate", Role.ADMIN, "rotate_key",
+        "give an API key another secret; it is in the answer, and nowhere later",
     ),
     Route("DELETE", f"{PREFIX}/keys/{{name}}", Role.ADMIN, "revoke_key", "revoke an API key"),
     Route(

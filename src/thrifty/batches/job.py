@@ -92,7 +92,7 @@ EXPIRED = Stop(
 REVOKED = Stop(
     BatchStatus.FAILED,
     "key_revoked",
-    "The API key that created this batch was revoked before this line was done.",
+    "The API key that created this batch was revoked, or expired, before this line was done.",
 )
 
 

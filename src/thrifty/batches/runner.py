@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from thrifty.batches.dispatch import TICK_S, Dispatcher
@@ -319,7 +320,10 @@ class BatchRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _find_key(self, row: BatchRow) -> Key | None:
-        return next((key for key in self._table.keys.values() if key.id == row.key_id), None)
+        known = chain(self._table.keys.values(), self._table.sign_ins.values())
+        key = next((one for one in known if one.id == row.key_id), None)
+        expired = key is not None and key.expires_s is not None and key.expires_s <= time.time()
+        return None if expired else key
 
     def _is_revoked(self, row: BatchRow, now_s: float) -> bool:
         """Whether its key has been gone for a while; this worker may not know a new key yet."""

@@ -18,6 +18,7 @@ from thrifty.cli.compression_commands import (
 )
 from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.encryption_commands import encryption_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.improve_commands import improve_app, show
 from thrifty.cli.lambda_commands import lambda_app
@@ -26,6 +27,8 @@ from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 from thrifty.cli.release_commands import quality, release, releases
+from thrifty.cli.restart_commands import drain, restart
+from thrifty.cli.sign_ins import rotate, sign_ins, sign_out
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -54,6 +57,7 @@ app.add_typer(deploy_app, name="deploy")
 app.add_typer(lambda_app, name="lambda")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(encryption_app, name="encryption")
 app.add_typer(observe_app, name="observe")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
@@ -261,14 +265,6 @@ def down() -> None:
 
 
 @app.command()
-def restart() -> None:
-    """Replace the gateway's workers, one after the other. No request is lost."""
-    from thrifty.cli.status import run_restart
-
-    run_restart()
-
-
-@app.command()
 def doctor(
     measure: Annotated[
         bool,
@@ -325,7 +321,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, quality, release, releases, show,
+    subject_export, cost, export, quality, release, releases, show, restart, drain,
 ):  # fmt: skip
     app.command()(_command)
 
@@ -370,12 +366,20 @@ def keys_create(
     budget_month: Annotated[
         float | None, typer.Option(help="Spend in a calendar month (UTC).")
     ] = None,
+    deployment: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this deployment may be called; may be given several times."),
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="When the key ends by itself, such as 90d. Default: never.")
+    ] = None,
 ) -> None:
     """Make an API key and print it, this once, as the last line."""
     from thrifty.cli.keys import run_create
     from thrifty.db.keys import KeyLimits
 
-    run_create(name, role, tenant, KeyLimits(rpm, tpm, concurrency, budget_day, budget_month))
+    limits = KeyLimits(rpm, tpm, concurrency, budget_day, budget_month)
+    run_create(name, role, tenant, limits, deployment, expires)
 
 
 @keys_app.command("list")
@@ -392,6 +396,10 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) ->
     from thrifty.cli.keys import run_revoke
 
     run_revoke(name)
+
+
+for _key_command in (rotate, sign_ins, sign_out):
+    keys_app.command(_key_command.__name__.replace("_", "-"))(_key_command)
 
 
 @cache_app.command("purge")

@@ -20,7 +20,8 @@ MAX_SHOWN = 100
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def open_home_database() -> Iterator[Database]:
+    """The service's database."""
     database = open_database(find_database_url(find_home()), migrate=True)
     try:
         yield database
@@ -30,7 +31,7 @@ def _database() -> Iterator[Database]:
 
 def run_list(*, limit: int, who: str | None, as_json: bool) -> None:
     """List acts, the newest first."""
-    with _database() as database:
+    with open_home_database() as database:
         acts = list_acts(database, limit, who)
     if as_json:
         print_json([vars(one) | {"details": json.loads(one.details)} for one in acts])
@@ -47,7 +48,7 @@ def run_list(*, limit: int, who: str | None, as_json: bool) -> None:
 
 def run_verify(kept: str | None, *, as_json: bool) -> None:
     """Check the chain; exits with 1 where it is broken."""
-    with _database() as database:
+    with open_home_database() as database:
         verdict = verify_audit(database, None if kept is None else _read_head(kept))
     if as_json:
         print_json(
@@ -63,7 +64,7 @@ def run_verify(kept: str | None, *, as_json: bool) -> None:
 
 def run_head() -> None:
     """Print the head, to be kept elsewhere."""
-    with _database() as database:
+    with open_home_database() as database:
         verdict = verify_audit(database)
     if verdict.fault is not None:
         raise ThriftyError(f"the audit log is broken: {verdict.fault}")

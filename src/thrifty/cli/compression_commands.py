@@ -167,10 +167,19 @@ def quantize(
 
 def prune(
     model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
-    parameters: Annotated[
-        float, typer.Option(help="The share of the parameters to keep, such as 0.8.")
-    ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
+    parameters: Annotated[
+        float | None, typer.Option(help="The share of the parameters to keep, such as 0.8.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|SHARE|all|auto",
+            help="How many tokens to keep. Default: as many as cost least at that size, or all with "
+            "--depth-only or --width-only. Without --parameters: nothing else goes, and auto takes "
+            "tokens away until text would need 1% more of them.",
+        ),
+    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -195,6 +204,8 @@ def prune(
     """Take parts of a model away; what stays is a plain checkpoint.
 
     Several ways to the size are made and measured, and the one nearest to the whole model is kept.
+    Tokens that are rare in the text go first where that costs least: all layers stay whole, and text
+    in languages and scripts that the text does not hold needs more tokens.
     Only whole parts go: weights that are set to zero one by one, or two in four, save nothing on the
     engines here, which have no kernels for them.
     """
@@ -202,7 +213,7 @@ def prune(
     from thrifty.cli.prune import run_prune
 
     run_prune(
-        model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
+        model, parameters=parameters, vocabulary=vocabulary, depth_only=depth_only, width_only=width_only, out=out,
         text=text or (), held_out=held_out, tokens=tokens, as_json=as_json,
     )  # fmt: skip
     judge_made(out, max_drop)

@@ -220,6 +220,10 @@ def _show_domains(found: Evaluation, worst: str) -> None:
             for name, one in domains.items()
         ],
     )
+    longer = {name: one.token_ratio - 1 for name, one in found.domains.items()}
+    if any(longer.values()):
+        shares = ", ".join(f"{name} {more:.1%}" for name, more in longer.items())
+        print_line(f"\nwith fewer tokens in its vocabulary, it needs more for a text: {shares}")
 
 
 def _show_embeddings(found: EmbeddingAgreement, text: str | None) -> None:

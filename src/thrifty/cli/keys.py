@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,11 +11,22 @@ from datetime import UTC, datetime
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.control.service_api import Actor
 from thrifty.db import Database, open_database
-from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, keep_key, list_keys, revoke_key
+from thrifty.db.keys import (
+    NO_LIMITS,
+    Key,
+    KeyLimits,
+    Scope,
+    create_key,
+    keep_key,
+    list_keys,
+    revoke_key,
+    rotate_key,
+)
 from thrifty.errors import ThriftyError
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.types import Role
+from thrifty.units import parse_duration_s
 
 
 @contextmanager
@@ -26,13 +38,23 @@ def _database() -> Iterator[Database]:
         database.close()
 
 
-def run_create(name: str, role: str, tenant: str | None, limits: KeyLimits = NO_LIMITS) -> None:
-    """Make a key; print it alone on the last line."""
+def run_create(
+    name: str,
+    role: str,
+    tenant: str | None,
+    limits: KeyLimits = NO_LIMITS,
+    deployments: Sequence[str] | None = None,
+    expires: str | None = None,
+) -> None:
+    """Make a key; print it alone on the last line. `expires` is a duration."""
+    expires_s = None if expires is None else time.time() + _parse_duration(expires)
+    scope = Scope(tuple(deployments) if deployments else None, expires_s)
     with _database() as database:
         key, secret = create_key(
-            database, name, role, tenant, limits, who=Actor.from_user("thrifty keys create").who
-        )
-    shown = _describe_limits(key.limits)
+            database, name, role, tenant, limits, scope=scope,
+            who=Actor.from_user("thrifty keys create").who,
+        )  # fmt: skip
+    shown = ", ".join(filter(None, (_describe_limits(key.limits), _describe_scope(key))))
     err.print(
         f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}"
         f"{', ' + shown if shown else ''}). It is shown only now:"
@@ -80,7 +102,8 @@ def run_list(*, as_json: bool) -> None:
             {
                 "keys": [
                     {"id": k.id, "name": k.name, "role": k.role.value, "tenant": k.tenant,
-                     "hint": k.hint, "created_s": k.created_s, "limits": vars(k.limits)}
+                     "hint": k.hint, "created_s": k.created_s, "limits": vars(k.limits),
+                     "deployments": k.deployments, "expires_s": k.expires_s}
                     for k in keys
                 ]
             }
@@ -94,10 +117,24 @@ def run_list(*, as_json: bool) -> None:
         return
     rows = [
         (k.name, k.role.value, k.tenant, k.hint, _describe_limits(k.limits) or "none",
-         datetime.fromtimestamp(k.created_s, UTC).isoformat(timespec="seconds"))
+         _describe_scope(k) or "none", _show_time(k.created_s))
         for k in keys
     ]  # fmt: skip
-    print_table(("name", "role", "tenant", "key", "limits", "created"), rows)
+    print_table(("name", "role", "tenant", "key", "limits", "bounds", "created"), rows)
+
+
+def run_rotate(name: str, keep: str) -> None:
+    """Give a key another secret; print it alone on the last line. `keep` is a duration."""
+    keep_s = _parse_duration(keep)
+    with _database() as database:
+        key, secret = rotate_key(
+            database, name, keep_s, who=Actor.from_user("thrifty keys rotate").who
+        )
+    until = "is refused from now on"
+    if keep_s > 0 and key.previous_until_s is not None:
+        until = f"stays good until {_show_time(key.previous_until_s)}"
+    err.print(f"The key {name!r} has another secret; the one before {until}. It is shown only now:")
+    print_line(secret)
 
 
 def run_revoke(name: str) -> None:
@@ -105,6 +142,28 @@ def run_revoke(name: str) -> None:
     with _database() as database:
         revoke_key(database, name, who=Actor.from_user("thrifty keys revoke").who)
     err.print(f"The key {name!r} is revoked; gateways refuse it from now on.")
+
+
+def _parse_duration(text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise ThriftyError(str(error)) from None
+
+
+def _show_time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+
+
+def _describe_scope(key: Key) -> str:
+    """What a key is bound to, and until when."""
+    found = []
+    if key.deployments is not None:
+        found.append(f"only {', '.join(key.deployments)}")
+    if key.expires_s is not None:
+        over = key.expires_s <= time.time()
+        found.append(f"{'expired' if over else 'expires'} {_show_time(key.expires_s)}")
+    return ", ".join(found)
 
 
 def _describe_limits(limits: KeyLimits) -> str:

@@ -23,7 +23,7 @@ from thrifty.feedback.pages import describe_feedback
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.gateway.app.request_pages import describe_request
 from thrifty.home import find_home
-from thrifty.observe.texts import parse_answer, parse_prompt
+from thrifty.observe.texts import describe_texts
 from thrifty.openai.response_ids import EPOCH_S, ResponseIds, read_number
 from thrifty.untrusted_text import sanitize_line
 
@@ -146,8 +146,7 @@ def _collect(database: Database, row: LogRow, ids: ResponseIds) -> dict[str, Any
     history = read_history(database, [one.id for one in said if one.changes])
     found = describe_request(row, ids)
     return found | {
-        "prompt": parse_prompt(texts.prompt) if texts is not None else None,
-        "answer": parse_answer(texts.answer) if texts is not None else None,
+        **describe_texts(texts),
         "feedback": [
             describe_feedback(one, history.get(one.id, [])) | {"response_id": found["id"]}
             for one in said
@@ -155,13 +154,17 @@ def _collect(database: Database, row: LogRow, ids: ResponseIds) -> dict[str, Any
     }
 
 
+_APART = ("prompt", "answer", "texts_fault", "feedback", "object")
+"""What of a request is not a line of its own."""
+
+
 def _print_request(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     for name, value in found.items():
-        if name not in ("prompt", "answer", "feedback", "object") and value not in (None, {}, ""):
+        if name not in _APART and value not in (None, {}, ""):
             console.print(Text(f"{name:18} {sanitize_line(value, 400)}"))
     if found["prompt"] is None:
-        console.print(Text("texts              not recorded"))
+        console.print(Text(f"texts              {found.get('texts_fault', 'not recorded')}"))
     else:
         for message in [*found["prompt"], *(found["answer"] or ())]:
             console.print(Text(f"\n{message.get('role', '')}:", style="bold"))

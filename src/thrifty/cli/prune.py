@@ -1,8 +1,9 @@
-"""`thrifty prune`: a model with fewer layers, neurons, heads or channels."""
+"""`thrifty prune`: a model with fewer tokens, layers, neurons, heads or channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
@@ -16,6 +17,7 @@ from thrifty.compress.prune.report import EncoderPruningReport, PruningReport
 from thrifty.compress.prune.request import PruningRequest
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
+from thrifty.spec.compress import parse_vocabulary
 from thrifty.types import Family
 from thrifty.units import format_bytes
 
@@ -23,7 +25,8 @@ from thrifty.units import format_bytes
 def run_prune(
     model: str,
     *,
-    parameters: float,
+    parameters: float | None,
+    vocabulary: str | None,
     depth_only: bool,
     width_only: bool,
     out: str,
@@ -35,6 +38,10 @@ def run_prune(
     """Prune a model."""
     if depth_only and width_only:
         raise CompressionError("--depth-only and --width-only exclude each other")
+    try:
+        asked = None if vocabulary is None else parse_vocabulary(vocabulary)
+    except ValueError as error:
+        raise CompressionError(f"--vocabulary {error}") from None
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:
@@ -46,7 +53,7 @@ def run_prune(
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
         request = PruningRequest(
             parameters, out, learned, judged, depth=not width_only, width=not depth_only,
-            tokens=tokens,
+            tokens=tokens, vocabulary=asked,
         )  # fmt: skip
         new_version, new_artifact, report = prune(store, version, artifact, request, on_progress)
     figures = new_version.lineage.figures
@@ -60,6 +67,8 @@ def run_prune(
     elif report is not None:
         _show_decoder(report)
     err.print(f"taken: {figures['way']}")
+    for line in _describe_vocabulary(figures):
+        err.print(line)
     err.print(
         f"{new_version.label}: {figures['parameters']:,} of {figures['parameters_before']:,} "
         f"parameters, {format_bytes(new_artifact.size_bytes)}"
@@ -73,10 +82,14 @@ def _show_decoder(report: PruningReport) -> None:
             one.description,
             f"{one.parameters / report.parameters_before:.1%}",
             f"{one.kl_divergence:.4f}",
+            f"{one.loss:.4f}",
         )
         for one in report.candidates
     ]
-    print_table(("what is kept", "parameters", "KL divergence, calibration text"), rows)
+    print_table(
+        ("what is kept", "parameters", "KL divergence, calibration text", "lost, nats per byte"),
+        rows,
+    )
     if report.layers:
         print_line()
         print_table(
@@ -84,6 +97,21 @@ def _show_decoder(report: PruningReport) -> None:
             [(str(one.layer), f"{one.influence:.4f}", f"{one.kl_divergence:.4f}")
              for one in report.layers],
         )  # fmt: skip
+
+
+def _describe_vocabulary(figures: dict[str, Any]) -> list[str]:
+    """What a smaller vocabulary costs."""
+    found = figures.get("vocabulary")
+    if found is None:
+        return []
+    sources = ", ".join(f"{name} {more:.1%}" for name, more in found["longer_by_source"].items())
+    return [
+        f"vocabulary: {found['tokens']:,} of {found['tokens_before']:,} tokens, "
+        f"{found['parameters']:,} parameters less; text needs {found['longer']:.1%} more tokens "
+        f"({sources})",
+        "languages and scripts that this text does not hold need many more; name text of yours with "
+        "--text",
+    ]
 
 
 def _show_encoder(report: EncoderPruningReport) -> None:

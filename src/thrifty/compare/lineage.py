@@ -35,7 +35,8 @@ def describe_making(version: NamedVersion) -> str:
     recipe, figures = lineage.recipe, lineage.figures
     step = recipe.get("step")
     if step == "prune":
-        return f"pruned to {recipe['parameters']:.0%}: {figures.get('way', '')}"
+        share = recipe["parameters"]
+        return f"pruned{f' to {share:.0%}' if share else ''}: {figures.get('way', '')}"
     if step == "distill":
         return f"distilled on {figures.get('tokens', recipe.get('tokens')):,} tokens"
     if step == "openvino":

@@ -50,7 +50,7 @@ from thrifty.evaluate.suite import (
     split_domain,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.compress import CompressSpec, parse_source
+from thrifty.spec.compress import ALL, CompressSpec, describe_vocabulary, parse_source
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 from thrifty.units import format_duration
 
@@ -282,7 +282,7 @@ def _check_training() -> list[Problem]:
 
 def _list_stages(compress: CompressSpec) -> list[str]:
     stages = []
-    if compress.prune.parameters is not None:
+    if compress.prune.is_wanted:
         stages.append("prune")
     if compress.distill.is_wanted:
         stages.append("distill")
@@ -310,7 +310,11 @@ def _name_stages(compress: CompressSpec, base: str) -> dict[str, str]:
 
 def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
     if stage == "prune":
-        return f"to {compress.prune.parameters:.0%} of the parameters"
+        share, tokens = compress.prune.parameters, compress.prune.vocabulary
+        parts = [] if share is None else [f"{share:.0%} of the parameters"]
+        if tokens is not None and tokens != ALL:
+            parts.append(describe_vocabulary(tokens))
+        return f"to {' and '.join(parts)}"
     if stage == "distill":
         time, tokens = compress.distill.time, compress.distill.tokens
         much = f"{tokens:,} tokens" if tokens is not None else format_duration(time or 0.0)
@@ -328,11 +332,10 @@ def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
 
     settings = run.compress.prune
     assert run.text is not None
-    assert settings.parameters is not None
     depth, width = settings.may_remove
     request = PruningRequest(
         settings.parameters, out, run.text, depth=depth, width=width,
-        tokens=settings.tokens or CALIBRATION_TOKENS,
+        tokens=settings.tokens or CALIBRATION_TOKENS, vocabulary=settings.vocabulary,
     )  # fmt: skip
     prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
     version, artifact, _ = prune(run.store, *model, request, on_progress)

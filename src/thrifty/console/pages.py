@@ -1,19 +1,21 @@
 """The console's routes: the page, its files, and signing in.
 
 `GET /api/v1/session` says who is asking; `POST` exchanges an API key for a cookie
-(`http.sessions`), `DELETE` takes the cookie back. Without keys nobody signs in: who may reach the
+(`http.sessions`), `DELETE` takes the cookie back. People of an identity provider sign in by `oidc_pages`. Without keys nobody signs in: who may reach the
 API may use the console.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from thrifty.console.assets import CONTENT_SECURITY_POLICY, PREFIX, Asset, load_assets
-from thrifty.db.keys import Key
+from thrifty.db.keys import Key, hash_key
+from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.authenticate import authenticate_late
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.state.reader import TableReader
@@ -21,7 +23,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.sessions import Sessions
 from thrifty.openai.bodies import decode_body
-from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, explain_database
 from thrifty.types import Role
 from thrifty.version import __version__
 
@@ -52,12 +54,19 @@ class ConsolePages:
         reader: TableReader,
         sessions: Sessions,
         warm_up: Callable[[], None] = lambda: None,
+        provider_name: str | None = None,
+        end_sign_in: Callable[[str], object] = lambda digest: None,
     ) -> None:
-        """`warm_up` is called when the page is asked for: its first requests follow at once."""
+        """`warm_up` is called when the page is asked for: its first requests follow at once.
+        `provider_name` is that of the identity provider, if there is one, and `end_sign_in` ends
+        what somebody signed in with there.
+        """
         self._table = table
         self._reader = reader
         self._sessions = sessions
         self._warm_up = warm_up
+        self._provider_name = provider_name
+        self._end_sign_in = end_sign_in
 
     def routes(self) -> list[OwnRoute]:
         """The routes. Those of the session check their callers themselves."""
@@ -118,12 +127,21 @@ class ConsolePages:
                 "key",
                 "no_keys",
             )
-        cookie = self._sessions.make_cookie(key.hash, secure=_is_secure(exchange))
+        # For what was shown: the secret before a rotation ends when it was said to.
+        digest = hash_key(secret.strip().encode(errors="replace"))
+        cookie = self._sessions.make_cookie(digest, secure=_is_secure(exchange))
         exchange.respond(
             200, _encode(self._describe(exchange, key)), [*_NO_STORE, (b"set-cookie", cookie)]
         )
 
     async def _sign_out(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        digest = self._sessions.find_key(exchange)
+        if digest is not None and digest in self._table.sign_ins:
+            try:
+                await asyncio.to_thread(self._end_sign_in, digest)
+            except DatabaseError as error:
+                raise explain_database(error) from None
+            await self._reader.refresh()
         cookie = self._sessions.clear_cookie(secure=_is_secure(exchange))
         exchange.respond(200, b'{"signed_out":true}', [*_NO_STORE, (b"set-cookie", cookie)])
 
@@ -142,6 +160,7 @@ class ConsolePages:
             "name": key.name if key is not None else None,
             "role": role,
             "tenant": key.tenant if key is not None else None,
+            "provider": self._provider_name,
             "may": may,
             "version": __version__,
         }

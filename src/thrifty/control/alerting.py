@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.control.budgets import find_month_budgets
 from thrifty.control.loop import ControlLoop
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredService
@@ -84,15 +85,17 @@ class Alerting:
     ) -> list[Finding] | None:
         """What is wrong with answers; what was found before while the database is away."""
         try:
-            return find_answer_faults(self._database(), settings, versions)
+            return find_slow_faults(self._database(), settings, versions)
         except (DatabaseError, sqlite3.Error, OSError):
             return self._answers
 
 
-def find_answer_faults(
+def find_slow_faults(
     database: Database, settings: AlertSettings, versions: set[tuple[str, str]]
 ) -> list[Finding]:
-    """Versions that answer worse than others, and drift. Raises `DatabaseError`."""
+    """What is looked for every few minutes: versions that answer worse than others, drift, and
+    budgets of the month. Raises `DatabaseError`.
+    """
     found: list[Finding] = []
     if settings.quality_drop is not None:
         worse = find_worse(database, versions, settings.quality_drop)
@@ -100,6 +103,8 @@ def find_answer_faults(
     if settings.drift:
         drift = find_drift(database, versions, time.time())
         found += [Finding(DRIFT, TICKET, *one) for one in drift]
+    if settings.budget is not None:
+        found += find_month_budgets(database, settings.budget, time.time())
     return found
 
 

@@ -12,11 +12,19 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.remotes import is_reference, parse_reference
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
+from thrifty.db.sealed_text import parse_source, read_keys
 from thrifty.engines.base import MEMORY_PATHS, Engine
 from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import FleetError, GateError, Problem, RemoteError, ThriftyError
+from thrifty.errors import (
+    FleetError,
+    GateError,
+    Problem,
+    RemoteError,
+    TextKeyError,
+    ThriftyError,
+)
 from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
@@ -54,7 +62,10 @@ def check_spec(
     if loaded.spec.observe.otlp.endpoint and not _has_otlp():
         message = "needs OTLP's messages: pip install 'thrifty[otel]'"
         loaded.refuse([Problem("observe.otlp.endpoint", message)])
+    if loaded.spec.gateway.oidc.issuer is not None and find_spec("authlib") is None:
+        loaded.refuse([Problem("gateway.oidc", "needs pip install 'thrifty[oidc]'")])
     _check_tls(loaded)
+    _check_text_keys(loaded)
     _check_capacity(loaded)
     each = loaded.each()
     _check_fleet(loaded, each)
@@ -120,6 +131,17 @@ def _check_tls(loaded: LoadedSpec) -> None:
         loaded.refuse([Problem("gateway.tls", str(error).removeprefix("gateway.tls: "))])
 
 
+def _check_text_keys(loaded: LoadedSpec) -> None:
+    """Refuse keys that are not there: texts would be lost."""
+    source = loaded.spec.record.encrypt.source
+    if not source:
+        return
+    try:
+        read_keys(parse_source(source))
+    except TextKeyError as error:
+        loaded.refuse([Problem("record.encrypt", str(error))])
+
+
 def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
     """Refuse what replicas elsewhere cannot do."""
     fleet = loaded.spec.fleet
@@ -170,7 +192,7 @@ def _check_capacity(loaded: LoadedSpec) -> None:
 
 def check_keys(gateway: Mapping[str, Any], *, has_keys: bool) -> None:
     """Refuse an address that others can reach where anyone could call. Raises `FleetError`."""
-    if gateway.get("require_keys") and not has_keys:
+    if gateway.get("require_keys") and gateway.get("oidc") is None and not has_keys:
         raise FleetError(
             f"refusing to listen on {gateway['host']}, which others can reach, without any API "
             "key. Make one (thrifty keys create --name NAME), or say that anyone may call "

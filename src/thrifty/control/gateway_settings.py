@@ -75,6 +75,7 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "cors": list(gateway.cors),
         "hosts": list(gateway.hosts),
         "tls": _describe_tls(gateway.tls),
+        "oidc": gateway.oidc.describe(),
         "require_keys": gateway.host not in LOOPBACK and not gateway.allow_no_keys,
         "batches": {
             "max_file_bytes": spec.batches.max_file,

@@ -62,7 +62,27 @@ def check_http_spec(loaded: LoadedSpec, service: DesiredService | None, store: S
     database = applied.fixed.get("database") if applied is not None else None
     if loaded.spec.database is not None and describe_fixed(loaded.spec)["database"] != database:
         problems.append(Problem("database", f"cannot change over HTTP; {_ONLY_IN_FILE}"))
+    fixed = _list_fixed(dict(applied.written) if applied is not None else {})
+    for path, value in _describe_fixed(loaded.spec).items():
+        if value != fixed[path]:
+            problems.append(Problem(path, f"cannot change over HTTP; {_ONLY_IN_FILE}"))
     loaded.refuse(problems)
+
+
+def _describe_fixed(spec: Spec) -> dict[str, Any]:
+    """Who may sign in, and whether texts are encrypted: not for the holder of an operator's key."""
+    return {
+        "gateway.oidc": spec.gateway.oidc.describe(),
+        "record.encrypt": spec.record.encrypt.source,
+    }
+
+
+def _list_fixed(written: dict[str, Any]) -> dict[str, Any]:
+    """As `_describe_fixed`, of the applied spec."""
+    try:
+        return _describe_fixed(parse_spec(written).spec)
+    except SpecError:  # an older release wrote it
+        return _describe_fixed(parse_spec({}).spec)
 
 
 def _find_problems(uses: Iterator[_Use], known: frozenset[_Use], store: Store) -> list[Problem]:

@@ -271,6 +271,9 @@ class ControlLoop:
         free = ENDLESS
         if self.cores is not None:
             free = await asyncio.to_thread(available_memory_bytes)
+        for deployment in self.desired.deployments.values():
+            for replica_id, asked_s in deployment.drains:
+                self._fleets[False].drain(replica_id, asked_s)
         room = Room(self.cores, free, self._artifact_bytes)
         step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
         for place, reason in step.waiting.items():

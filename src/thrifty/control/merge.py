@@ -20,6 +20,7 @@ from thrifty.db.desired_state import (
     DesiredReplicas,
     DesiredSlo,
     DesiredVersion,
+    find_build,
 )
 from thrifty.db.fleet import VersionSettings
 from thrifty.errors import ControlError, Problem
@@ -184,6 +185,7 @@ def _merge_deployment(
         wanted.quality,
         wanted.improve,
         wanted.checks,
+        there.drains,
     )
 
 
@@ -245,19 +247,30 @@ def _merge_version(
                     asked[name] if shown else wanted.model,
                 )
             )  # fmt: skip
-    return _keep_count(_from_fields(wanted.label, values), there)
+    return _keep_restart(_keep_count(_from_fields(wanted.label, values), there), there)
+
+
+def _keep_restart(version: DesiredVersion, there: DesiredVersion) -> DesiredVersion:
+    """The version with the revision that runs, if it is of the same build: a restart is nothing that
+    a spec could take back.
+    """
+    same = find_build(there.revision) == version.revision
+    return replace(version, revision=there.revision) if same else version
 
 
 def keep_counts(state: DesiredDeployment, there: DesiredDeployment | None) -> DesiredDeployment:
-    """`state` with the counts that the autoscaler has chosen, within the bounds of `state`."""
+    """`state` with the counts that the autoscaler has chosen, within the bounds of `state`, and
+    with what restarts and drains have left.
+    """
     if there is None:
         return state
     known = {version.label: version for version in there.versions}
     versions = tuple(
-        _keep_count(version, known[version.label]) if version.label in known else version
+        _keep_restart(_keep_count(version, known[version.label]), known[version.label])
+        if version.label in known else version
         for version in state.versions
-    )
-    return replace(state, versions=versions)
+    )  # fmt: skip
+    return replace(state, versions=versions, drains=there.drains)
 
 
 def _keep_count(version: DesiredVersion, there: DesiredVersion) -> DesiredVersion:
@@ -275,7 +288,7 @@ def list_fields(version: DesiredVersion) -> dict[str, Any]:
     rest = replace(version.settings, **_DEFAULTS)
     return {
         "build": (
-            version.model, version.engine, version.revision, version.artifact,
+            version.model, version.engine, find_build(version.revision), version.artifact,
             dict(version.options), version.urls, rest,
         ),
         **settings,

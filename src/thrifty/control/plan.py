@@ -362,7 +362,7 @@ def _describe_pipeline(version: LoadedVersion, name: str) -> PlanItem:
     compress = version.loaded.spec.compress
     scheme = compress.quantize.scheme
     stages = [
-        *(["prune"] if compress.prune.parameters is not None else []),
+        *(["prune"] if compress.prune.is_wanted else []),
         *(["distill"] if compress.distill.is_wanted else []),
         *(["quantize (auto)"] if scheme == "auto" else []),
         *([f"quantize to {scheme}"] if scheme not in ("auto", "none") else []),

@@ -290,6 +290,7 @@ def make_service(
         _list_budgets(loaded, deployments),
         loaded.spec.fleet.describe(),
         describe_alerts(loaded.spec.alerts),
+        loaded.spec.record.encrypt.source,
     )
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 

@@ -29,14 +29,15 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from thrifty.errors import BadDataError, DatabaseError
+from thrifty.db.sealed_text import watch_engine
+from thrifty.errors import BadDataError, DatabaseError, TextKeyError
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
 
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0022"
+HEAD = "0023"
 """The newest migration; a test compares it with the folder."""
 
 
@@ -46,6 +47,8 @@ class Database:
     def __init__(self, url: URL, engine: Engine) -> None:
         self.url = url
         self.engine = engine
+        self.text_keys = watch_engine(engine)
+        """The keys of encrypted texts."""
         self._file = (
             Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
         )
@@ -82,6 +85,8 @@ class Database:
                 f"the database {self.safe_url} failed: all connections are in use"
             ) from error
         except (StatementError, UnicodeEncodeError, OverflowError) as error:
+            if isinstance(error, StatementError) and isinstance(error.orig, TextKeyError):
+                raise error.orig from None
             name, reason = self.safe_url, _reason(error)
             if _is_bad_data(error):
                 raise BadDataError(f"the database {name} refuses a value: {reason}") from error

@@ -33,12 +33,16 @@ from thrifty.db.desired_state import (
 from thrifty.db.fleet import set_shares
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import desired, desired_changes
+from thrifty.db.text_keys import note_source
 from thrifty.errors import ControlError, DatabaseError, StaleStateError
 
 SERVICE = ""
 """The name under which the state of the service itself is kept."""
 AUTOSCALE = "autoscale"
-KINDS = ("apply", "traffic", "scale", "rollback", "release", AUTOSCALE)
+RESTART, DRAIN = "restart", "drain"
+KINDS = ("apply", "traffic", "scale", "rollback", "release", RESTART, DRAIN, AUTOSCALE)
+NOT_TAKEN_BACK = frozenset({AUTOSCALE, RESTART, DRAIN})
+"""Changes that a rollback passes over: what runs is the same before and after."""
 AUTOSCALE_KEEP = 20
 """So many changes by the autoscaler are kept of each deployment; it may make many."""
 MAX_TRIES = 20
@@ -215,8 +219,8 @@ def previous_state(database: Database, name: str) -> DesiredState | None:
 
 
 def find_deliberate(history: Sequence[PastChange]) -> int | None:
-    """The place of the newest change that the autoscaler did not make; None where there is none."""
-    places = (place for place, change in enumerate(history) if change.kind != AUTOSCALE)
+    """The place of the newest change that a rollback takes back; None where there is none."""
+    places = (place for place, change in enumerate(history) if change.kind not in NOT_TAKEN_BACK)
     return next(places, None)
 
 
@@ -266,6 +270,8 @@ def _write_one(
     record_act(
         connection, f"change.{kind}", who, deployment=change.name, change=change_id, state=digest
     )
+    if isinstance(change.state, DesiredService):
+        note_source(connection, change.state.text_keys)
     where = desired.c.name == change.name
     if text is None:
         connection.execute(delete(desired).where(where))

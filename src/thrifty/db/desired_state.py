@@ -21,6 +21,8 @@ from thrifty.errors import ControlError
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 """What the label of a version must match, whole."""
+_RESTARTED = "+"
+"""In a revision, before how often its build was restarted by hand."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class DesiredDeployment:
     improve: dict[str, Any] | None = None
     """The section `improve` of the spec, as JSON; None: there is none."""
     checks: DesiredChecks = DesiredChecks()
+    drains: tuple[tuple[str, float], ...] = ()
+    """Replicas that were to be drained, by id, each with when that was asked for."""
 
     @property
     def row(self) -> DeploymentRow:
@@ -200,9 +204,22 @@ class DesiredService:
     """Where replicas run, with its settings, as plain data; empty: on this machine."""
     alerts: Mapping[str, Any] = field(default_factory=dict)
     """What is an alert and who is told, as plain data (`observe.alerts.settings`)."""
+    text_keys: str = ""
+    """Where the keys of encrypted texts are (`db.sealed_text`); empty: texts are written plain."""
 
 
 DesiredState = DesiredDeployment | DesiredService
+
+
+def find_build(revision: str) -> str:
+    """The build that a revision runs, however often it was restarted."""
+    return revision.partition(_RESTARTED)[0]
+
+
+def next_revision(revision: str) -> str:
+    """The revision of the same build, restarted once more."""
+    build, _, count = revision.partition(_RESTARTED)
+    return f"{build}{_RESTARTED}{int(count or 0) + 1}"
 
 
 def encode_desired(state: DesiredState) -> str:

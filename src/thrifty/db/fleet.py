@@ -17,6 +17,7 @@ from thrifty.db.keys import Key, read_key
 from thrifty.db.releases import HeldConversations, read_held
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.scaling import ScalingRow, read_scaling_rows
+from thrifty.db.sign_ins import SignIn, read_sign_ins
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
@@ -167,6 +168,8 @@ class FleetState:
     """What the autoscaler says of a version, by deployment and label."""
     held: dict[str, HeldConversations] = field(default_factory=dict)
     """Conversations that go on by older weights, by deployment."""
+    sign_ins: list[SignIn] = field(default_factory=list)
+    """Who is signed in to the console through an identity provider."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -299,6 +302,7 @@ def read_fleet(database: Database) -> FleetState:
         purges = read_purges(connection)
         scaling = read_scaling_rows(connection)
         held = read_held(connection)
+        signed_in = read_sign_ins(connection)
     return FleetState(
         change,
         [_read_deployment(row, version_rows) for row in deployment_rows],
@@ -321,6 +325,7 @@ def read_fleet(database: Database) -> FleetState:
         },
         scaling,
         {one.deployment: one for one in held},
+        signed_in,
     )
 
 

@@ -7,6 +7,7 @@ hash would only slow down every request.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import time
@@ -31,6 +32,7 @@ MIN_SECRET = 32
 KEPT_BY = "environment"
 """Who, for the audit log, has a secret of others kept."""
 MAX_LIMIT = 1e15
+MAX_DEPLOYMENTS = 100
 _ROLES_OF_0_1 = {Role.VIEWER: "monitor", Role.OPERATOR: "user"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -68,6 +70,23 @@ class Key:
     concurrency: int | None = None
     budget_day: float | None = None
     budget_month: float | None = None
+    deployments: tuple[str, ...] | None = None
+    """What it may call, by name; None: everything."""
+    expires_s: float | None = None
+    """When it ends by itself; None: never."""
+    previous_hash: str | None = None
+    """The hash of the secret before the last rotation, which is good until `previous_until_s`."""
+    previous_until_s: float | None = None
+
+    def may_call(self, deployment: str) -> bool:
+        """Whether it may call a deployment."""
+        return self.deployments is None or deployment in self.deployments
+
+    def is_over(self, digest: str, now_s: float) -> bool:
+        """Whether it has expired, or the secret of this hash was replaced and has."""
+        if self.expires_s is not None and self.expires_s <= now_s:
+            return True
+        return digest != self.hash and (self.previous_until_s or 0.0) <= now_s
 
     @property
     def limits(self) -> KeyLimits:
@@ -89,6 +108,14 @@ class Key:
 NO_LIMITS = KeyLimits()
 
 
+@dataclass(frozen=True)
+class Scope:
+    """What a key may call, and for how long; as `Key.deployments` and `Key.expires_s`."""
+
+    deployments: tuple[str, ...] | None = None
+    expires_s: float | None = None
+
+
 def hash_key(secret: str | bytes) -> str:
     """The hash that is stored for a key."""
     data = secret.encode() if isinstance(secret, str) else secret
@@ -102,13 +129,40 @@ def create_key(
     tenant: str | None = None,
     limits: KeyLimits = NO_LIMITS,
     *,
+    scope: Scope = Scope(),
     who: str = "",
 ) -> tuple[Key, str]:
     """Create a key; returns it and its secret, which is not stored. `who` does it, for the audit
     log. Raises `ThriftyError`.
     """
     secret = PREFIX + secrets.token_urlsafe(32)
-    return _insert_key(database, name, role, tenant, limits, secret, who), secret
+    return _insert_key(database, name, role, tenant, limits, secret, who, scope), secret
+
+
+def rotate_key(
+    database: Database, name: str, keep_s: float = 0.0, *, who: str = ""
+) -> tuple[Key, str]:
+    """Give a key another secret; returns the key and the secret, which is not stored. The one
+    before stays good for `keep_s`. The rest, spend included, stays as it is. Raises `ThriftyError`.
+    """
+    known = next((key for key in list_keys(database) if key.name == name), None)
+    if known is None:
+        raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    changed = replace(
+        known, hash=hash_key(secret), hint=_make_hint(secret), previous_hash=known.hash,
+        previous_until_s=time.time() + keep_s,
+    )  # fmt: skip
+    with database.begin() as connection:
+        where = (keys.c.id == known.id) & (keys.c.hash == known.hash)
+        if connection.execute(update(keys).where(where).values(_key_row(changed))).rowcount == 0:
+            raise ThriftyError(
+                f"the key {name!r} was changed by somebody else meanwhile; try again"
+            )
+        note_change(connection)
+        named = {"key": name, "tenant": known.tenant}
+        record_act(connection, "key.rotate", who, names=named, keep_s=int(keep_s))
+    return changed, secret
 
 
 def keep_key(database: Database, name: str, role: str, secret: str) -> Key:
@@ -144,6 +198,7 @@ def _insert_key(
     limits: KeyLimits,
     secret: str,
     who: str,
+    scope: Scope = Scope(),
 ) -> Key:
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
@@ -155,6 +210,7 @@ def _insert_key(
     except ValueError:
         raise ThriftyError(f"{role!r} is not a role; roles are {', '.join(Role)}") from None
     _check_limits(limits)
+    _check_scope(scope, role)
     key = Key(
         id=secrets.token_hex(8),
         name=name,
@@ -165,6 +221,7 @@ def _insert_key(
         created_s=time.time(),
         revoked_s=None,
         **vars(limits),
+        **vars(scope),
     )
     with _naming_conflicts(name), database.begin() as connection:
         connection.execute(insert(keys).values(_key_row(key)))
@@ -206,14 +263,17 @@ def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
 def read_key(row: Mapping[Any, Any]) -> Key:
     """The key of a row of the table `keys`."""
     values = dict(row)
-    operates = values.pop("operator")
+    operates, names = values.pop("operator"), values["deployments"]
+    values["deployments"] = None if names is None else tuple(json.loads(names))
     return Key(**{**values, "role": Role.OPERATOR if operates else Role(values["role"])})
 
 
 def _key_row(key: Key) -> dict[str, Any]:
     """The row of a key, with a role that version 0.1 knows: it may run at the same time."""
     role = _ROLES_OF_0_1.get(key.role, key.role.value)
-    return {**vars(key), "role": role, "operator": key.role is Role.OPERATOR}
+    names = None if key.deployments is None else json.dumps(key.deployments)
+    operates = key.role is Role.OPERATOR
+    return {**vars(key), "role": role, "operator": operates, "deployments": names}
 
 
 def revoke_key(database: Database, name: str, *, who: str = "") -> None:
@@ -232,6 +292,24 @@ def revoke_key(database: Database, name: str, *, who: str = "") -> None:
             record_act(connection, "key.revoke", who, names={"key": name})
     if result.rowcount == 0:
         raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
+
+
+def _check_scope(scope: Scope, role: Role) -> None:
+    if scope.expires_s is not None and scope.expires_s <= time.time():
+        raise ThriftyError("a key cannot expire in the past; give a time to come, such as 90d")
+    if scope.deployments is None:
+        return
+    if role is not Role.USER:
+        raise ThriftyError(
+            f"a key that is bound to deployments calls models and nothing else, so its role is "
+            f"'user', not {role.value!r}"
+        )
+    if not 1 <= len(scope.deployments) <= MAX_DEPLOYMENTS or any(
+        not 1 <= len(name) <= 64 for name in scope.deployments
+    ):
+        raise ThriftyError(
+            f"a key may be bound to 1 to {MAX_DEPLOYMENTS} deployments, by their names"
+        )
 
 
 def _check_limits(limits: KeyLimits) -> None:

@@ -22,7 +22,7 @@ from thrifty.db.rollups import note_rows
 from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.subjects import Subjects, open_subjects
 from thrifty.db.tables import leases, request_texts, requests
-from thrifty.errors import BadDataError, DatabaseError
+from thrifty.errors import BadDataError, DatabaseError, TextKeyError
 
 COLUMNS = (
     "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted",
@@ -74,6 +74,10 @@ class RequestLog:
         self._database = database
         self._shape = RowShape(requests, COLUMNS)
         self._subjects: Subjects | None = None
+        self.texts_lost = 0
+        """Texts that were left out because the key that encrypts them is missing."""
+        self.text_fault = ""
+        """Why, for the newest of them."""
         self._copy_json = text(_make_json_insert(database)) if not database.is_sqlite else None
 
     def write(self, entries: Sequence[Entry]) -> list[BadRow]:
@@ -161,9 +165,19 @@ class RequestLog:
                 texts = _drop_known(connection, texts)
             erased = self._drop_erased(connection, entries)
             texts = [values for values in texts if values["id"] not in erased]
-            if texts:
+            if texts and self._can_write_texts(len(texts)):
                 connection.execute(insert(request_texts), texts)
         return taken
+
+    def _can_write_texts(self, count: int) -> bool:
+        """Whether texts may be written: never plain where they should be encrypted."""
+        try:
+            _ = self._database.text_keys.writer
+        except TextKeyError as error:
+            self.texts_lost += count
+            self.text_fault = str(error)
+            return False
+        return True
 
     def _drop_erased(self, connection: Connection, entries: list[Entry]) -> set[int]:
         """Delete the rows just inserted whose person was erased meanwhile; returns their ids."""
@@ -306,6 +320,11 @@ class RecordedText(NamedTuple):
     prompt: str
     answer: str
 
+    @property
+    def readable(self) -> bool:
+        """Whether they could be decrypted: a prompt is never empty otherwise."""
+        return bool(self.prompt)
+
 
 def read_conversations(database: Database, deployment: str, most: int) -> list[RecordedText]:
     """The newest recorded response of each of a deployment's conversations, newest first: whole
@@ -326,7 +345,9 @@ def read_conversations(database: Database, deployment: str, most: int) -> list[R
     with database.begin() as connection, connection.execute(streamed) as rows:
         for row in rows:
             key = row.conversation_id or row.id
-            found.setdefault(key, RecordedText(row.prompt, row.answer))
+            recorded = RecordedText(row.prompt, row.answer)
+            if recorded.readable:
+                found.setdefault(key, recorded)
             if len(found) >= most:
                 break
     return list(found.values())

@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, String, Table
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    String,
+    Table,
+    TypeDecorator,
+)
 
 from thrifty.errors import BadDataError
 from thrifty.untrusted_text import MAX_TEXT_CHARS, sanitize_text
@@ -61,7 +71,7 @@ class RowShape:
 
 
 def _fit(column: Column[Any], value: Any) -> Any:
-    kind = column.type
+    kind = _find_kind(column)
     fitting: Any = None
     if isinstance(kind, Boolean):
         fitting = value if isinstance(value, bool) else None
@@ -87,7 +97,7 @@ def _fit(column: Column[Any], value: Any) -> Any:
 
 def _describe(column: Column[Any]) -> Any:
     """The same rules as a msgspec type."""
-    kind = column.type
+    kind = _find_kind(column)
     found: Any
     if isinstance(kind, Boolean):
         found = bool
@@ -103,6 +113,11 @@ def _describe(column: Column[Any]) -> Any:
     else:
         raise TypeError(f"no rule for the type of {column}")
     return found | None if column.nullable else found
+
+
+def _find_kind(column: Column[Any]) -> Any:
+    """The type of what the database stores."""
+    return column.type.impl if isinstance(column.type, TypeDecorator) else column.type
 
 
 def _bounds(kind: Integer) -> tuple[int, int]:

@@ -51,7 +51,9 @@ def read_waiting(database: Database, deployment: str, judge: str, limit: int) ->
     )
     with database.begin() as connection:
         numbers = list(connection.execute(query.order_by(table.c.id.desc()).limit(limit)).scalars())
-        texts = read_texts_of(connection, numbers)
+        found = read_texts_of(connection, numbers)
+        # Those that are encrypted with a missing key are read as empty.
+        texts = {number: row for number, row in found.items() if row.prompt}
         gone = [number for number in numbers if number not in texts]
         if gone:
             connection.execute(delete(table).where(table.c.id.in_(gone)))

@@ -26,6 +26,7 @@ from thrifty.db.quality_tables import drift_looks as drift_looks
 from thrifty.db.quality_tables import quality_state as quality_state
 from thrifty.db.quality_tables import quality_sums as quality_sums
 from thrifty.db.quality_tables import unchecked_rows as unchecked_rows
+from thrifty.db.sealed_text import SealedText
 from thrifty.db.sum_tables import ROLLUP_AMOUNTS as ROLLUP_AMOUNTS
 from thrifty.db.sum_tables import ROLLUP_NUMBERS as ROLLUP_NUMBERS
 from thrifty.db.sum_tables import ROLLUP_SKETCHES as ROLLUP_SKETCHES
@@ -165,10 +166,15 @@ keys = Table(
     Column("budget_day", Double),
     Column("budget_month", Double),
     Column("operator", Boolean),
+    Column("deployments", Text),
+    Column("expires_s", Double),
+    Column("previous_hash", String(64)),
+    Column("previous_until_s", Double),
 )
 """API keys. `hash` is the SHA-256 of the key; the key itself is not stored. NULL limits are
 unlimited. `role` has the names of version 0.1, which may run at the same time: viewers are stored
-as `monitor`, operators as `user` with `operator` set."""
+as `monitor`, operators as `user` with `operator` set. `deployments` is a JSON list of those that it
+may call; NULL: all."""
 
 key_spend = Table(
     "key_spend",
@@ -239,9 +245,9 @@ request_texts = Table(
     ),
     Column("request_id", String(64)),
     Column("at_s", Double, nullable=False),
-    Column("prompt", Text, nullable=False),
-    Column("answer", Text, nullable=False),
-    Column("facts", Text),
+    Column("prompt", SealedText("request_texts.prompt"), nullable=False),
+    Column("answer", SealedText("request_texts.answer"), nullable=False),
+    Column("facts", SealedText("request_texts.facts")),
     Index(None, "at_s"),
 )
 """Prompts and answers, if `record.prompts` is set. `id` is that of `requests`. `facts` is JSON: the
@@ -262,7 +268,7 @@ feedback = Table(
     Column("client_id", String(128)),
     Column("source", String(8), nullable=False),
     Column("value", Double),
-    Column("text", Text),
+    Column("text", SealedText("feedback.text")),
     Column("tags", Text),
     Column("at_s", Double, nullable=False),
     Column("updated_s", Double, nullable=False),
@@ -286,7 +292,7 @@ feedback_history = Table(
     Column("feedback_id", BigInteger, nullable=False),
     Column("at_s", Double, nullable=False),
     Column("value", Double),
-    Column("text", Text),
+    Column("text", SealedText("feedback_history.text")),
     Column("tags", Text),
     Index(None, "feedback_id"),
 )
@@ -602,3 +608,30 @@ alert_silences = Table(
     Column("why", Text, nullable=False),
 )
 """Alerts that nobody is told of for a while; NULL means any."""
+
+text_keys = Table(
+    "text_keys",
+    metadata,
+    Column("source", String(512), primary_key=True),
+    Column("writes", Boolean, nullable=False),
+    Column("at_s", Double, nullable=False),
+)
+"""Where the keys of encrypted texts are read from (`sealed_text`), and which place writes now.
+Never the keys."""
+
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("person", String(16), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("rules", String(16), nullable=False),
+    Column("at_s", Double, nullable=False),
+    Column("until_s", Double, nullable=False),
+    Index(None, "until_s"),
+)
+"""Who is signed in to the console through an identity provider. `hash` is the SHA-256 of a secret
+that nobody keeps, which stands for the person as a key's does; `rules` are those of the spec by
+which the role was given."""

@@ -99,6 +99,7 @@ class DeployedService:
         spec = self.loaded.spec
         names = {str(v.spec.engine.options.get("key_env") or "") for v in self.versions}
         names.add(spec.observe.otlp.headers_env or "")
+        names |= {spec.record.encrypt.keys_env or "", spec.gateway.oidc.client_secret_env or ""}
         for target in spec.alerts.targets:
             names |= {target.url_env or "", target.user_env or "", target.password_env or ""}
         return sorted(names - {""})
@@ -185,6 +186,9 @@ def _find_gateway_problems(loaded: LoadedSpec) -> list[Problem]:
             "how for each target) and leave it out of the spec"
         )
         problems.append(Problem("gateway.tls", message))
+    if loaded.spec.record.encrypt.keys_file is not None:
+        message = "names a file of this machine; name an environment variable: keys_env"
+        problems.append(Problem("record.encrypt.keys_file", message))
     if gateway.allow_no_keys:
         message = "cannot be deployed: beyond this machine there are always API keys; leave it out"
         problems.append(Problem("gateway.allow_no_keys", message))

@@ -12,7 +12,7 @@ from thrifty.db.cache import add_purge
 from thrifty.db.changes import note_change
 from thrifty.db.feedback import FeedbackFilter, delete_feedback, list_feedback
 from thrifty.db.releases import read_held, write_held
-from thrifty.db.request_log import permit_deletion
+from thrifty.db.request_log import RecordedText, permit_deletion
 from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
 from thrifty.db.tables import (
     answer_checks,
@@ -26,6 +26,7 @@ from thrifty.db.tables import (
     unrolled_thumbs,
 )
 from thrifty.erase.person import Work
+from thrifty.observe.texts import NO_KEY
 from thrifty.openai.conversations import read_hash
 
 PIECE = 500
@@ -90,9 +91,15 @@ def collect_requests(work: Work) -> list[Any]:
             rows, more = list_requests(work.database, wanted, before=before, limit=PAGE)
             for row in rows:
                 texts = read_texts(work.database, row["id"])
-                found.append(row | ({} if texts is None else texts._asdict()))
+                found.append(row | _describe(texts))
             before = rows[-1]["id"] if rows else None
     return found
+
+
+def _describe(texts: RecordedText | None) -> dict[str, Any]:
+    if texts is None:
+        return {}
+    return texts._asdict() if texts.readable else {"texts_fault": NO_KEY}
 
 
 def erase_feedback(work: Work) -> int:

@@ -104,6 +104,8 @@ NOT_OF_PERSONS = {
     "table:leases": "processes",
     "table:alerts": "what was wrong with the service",
     "table:alert_silences": "what operators want to hear nothing of",
+    "table:text_keys": "names of files and variables",
+    "table:sign_ins": "operators who are signed in, for hours",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",
     "table:audit_head": "a hash",
     "table:erasures": "pseudonyms of those who were erased: the record of it",

@@ -9,6 +9,7 @@ recorded in full, and reported with the result.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.reference import ReferenceRecord, Window
-from thrifty.evaluate.scorer import Logprobs, Scorer, TokenScores
+from thrifty.evaluate.scorer import Logprobs, Scorer
 from thrifty.evaluate.statistics import FloatArray, mean_of_clusters
 from thrifty.evaluate.windows import BoolArray
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -29,7 +30,9 @@ RESULT = np.dtype(
 )  # fmt: skip
 """The result of one prediction: the divergence, the log-probability of the text's next token by the
 candidate and by the reference, whether both have the same likeliest token, and the divergence over
-the whole vocabulary (NaN if that was not recorded)."""
+the whole vocabulary (NaN if that was not recorded). The divergence is NaN where the candidate has
+no prediction at that place of the text."""
+Compare = Callable[[Scorer, Window], npt.NDArray[Any]]
 LEAST_MASS = 1e-12
 SYNC_EVERY = 16
 
@@ -72,12 +75,17 @@ class Divergence:
     probability_change: ProbabilityChange
     tokens: int
     windows: int
+    divergence_tokens: int
+    """The predictions over which `kl_divergence` and `same_top_token` were measured: all, or those
+    where a model with another vocabulary has one at the same place of the text."""
     truncation: float | None
     """How much too low the mean divergence is, because only k tokens of the reference are known.
     None if no prediction that counts was recorded in full.
     """
     truncation_tokens: int
     """The number of predictions over which `truncation` was measured."""
+    token_ratio: float = 1.0
+    """How many tokens the candidate needs for one of the reference."""
 
 
 def measure_divergence(
@@ -85,10 +93,13 @@ def measure_divergence(
     record: ReferenceRecord,
     results: Path,
     on_progress: OnProgress = ignore_progress,
+    compare: Compare | None = None,
 ) -> Divergence:
     """Run `scorer` over the windows of `record`. Results are appended to the file `results`, so
-    that an interrupted run resumes. Raises `EvaluationError`.
+    that an interrupted run resumes. `compare` gives the results of one window; the default is for
+    models with the same tokens. Raises `EvaluationError`.
     """
+    compare = compare or compare_window
     results.parent.mkdir(parents=True, exist_ok=True)
     lengths = record.lengths
     ends = np.cumsum(lengths - 1)
@@ -100,9 +111,7 @@ def measure_divergence(
     with results.open("ab") as file:
         file.truncate(kept * RESULT.itemsize)
         for window in record.read(done):
-            ids = np.concatenate([window.ids, window.tokens[1:, None]], axis=1)
-            scored = scorer.score(window.tokens, ids, window.exact_rows)
-            file.write(compare_window(window, scored, scorer.label).tobytes())
+            file.write(compare(scorer, window).tobytes())
             file.flush()
             if window.number % SYNC_EVERY == SYNC_EVERY - 1:
                 os.fsync(file.fileno())
@@ -112,12 +121,15 @@ def measure_divergence(
     return summarize(np.fromfile(results, RESULT), lengths - 1, record.counted)
 
 
-def compare_window(window: Window, scored: TokenScores, label: str) -> npt.NDArray[Any]:
-    """The results of one window's predictions."""
+def compare_window(scorer: Scorer, window: Window) -> npt.NDArray[Any]:
+    """The results of one window's predictions. Raises `EvaluationError`."""
+    ids = np.concatenate([window.ids, window.tokens[1:, None]], axis=1)
+    scored = scorer.score(window.tokens, ids, window.exact_rows)
     target = scored.logprobs[:, -1]
     if not np.isfinite(target).all():
         raise EvaluationError(
-            f"{label} computes log-probabilities that are not finite in window {window.number}"
+            f"{scorer.label} computes log-probabilities that are not finite in window "
+            f"{window.number}"
         )
     found = np.zeros(len(target), RESULT)
     found["divergence"] = coarse_divergence(window.logprobs, window.tail, scored.logprobs[:, :-1])
@@ -161,20 +173,20 @@ def summarize(
     """Summarize the predictions that count; `sizes` are the numbers of predictions in each
     window.
     """
-    found = found[counted]
-    sizes = np.add.reduceat(counted, np.cumsum(sizes) - sizes, dtype=np.int64)
-    sizes = sizes[sizes > 0]
-    clusters = sizes.astype(np.float64)
-    divergence = found["divergence"]
-    mean = mean_of_clusters(divergence, clusters)
+    compared = counted & ~np.isnan(found["divergence"])
+    clusters = _count_by_window(counted, sizes)
+    shared = _count_by_window(compared, sizes)
+    both, found = found[compared], found[counted]
+    divergence = both["divergence"]
+    mean = mean_of_clusters(divergence, shared)
     median, p99, p999 = np.quantile(divergence, [0.5, 0.99, 0.999])
     target, reference = found["target"].astype(np.float64), found["reference"].astype(np.float64)
     ratio = mean_of_clusters(reference - target, clusters)
-    same = mean_of_clusters(found["same"].astype(np.float64), clusters)
+    same = mean_of_clusters(both["same"].astype(np.float64), shared)
     change = np.exp(target) - np.exp(reference)
     p1, p5, middle, p95, p99_change = np.quantile(change, [0.01, 0.05, 0.5, 0.95, 0.99])
-    whole = ~np.isnan(found["exact"])
-    lost = found["exact"][whole].astype(np.float64) - divergence[whole]
+    whole = ~np.isnan(both["exact"])
+    lost = both["exact"][whole].astype(np.float64) - divergence[whole]
     factor = float(np.exp(ratio.mean))
     return Divergence(
         kl_divergence=TokenDistribution(
@@ -191,7 +203,14 @@ def summarize(
             float(middle), float(p95), float(p99_change),
         ),
         tokens=len(found),
-        windows=len(sizes),
+        windows=len(clusters),
+        divergence_tokens=len(both),
         truncation=float(lost.mean()) if whole.any() else None,
         truncation_tokens=int(whole.sum()),
     )  # fmt: skip
+
+
+def _count_by_window(chosen: BoolArray, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How many predictions are chosen in each window that has any, from those of all windows."""
+    counts = np.add.reduceat(chosen, np.cumsum(sizes) - sizes, dtype=np.int64)
+    return counts[counts > 0].astype(np.float64)

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.scorer import Logprobs, Scorer, TopTokens
+from thrifty.evaluate.scorer import Logprobs, Ranker, TopTokens
 from thrifty.evaluate.windows import BoolArray, TokenArray, TokenWindow
 from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -151,7 +151,7 @@ class ReferenceRecord:
 
     def extend(
         self,
-        scorer: Scorer,
+        scorer: Ranker,
         windows: Iterable[TokenWindow],
         on_progress: OnProgress = ignore_progress,
         total: int = 0,

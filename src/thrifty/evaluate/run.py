@@ -32,6 +32,12 @@ from thrifty.evaluate.embeddings import (
 )
 from thrifty.evaluate.harness import Harness, MetricValues, compare_measured, is_harness_task
 from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.evaluate.narrowed import (
+    FoldedReference,
+    NarrowedVocabulary,
+    compare_narrowed,
+    find_narrowed,
+)
 from thrifty.evaluate.open_model import (
     digest_vocabulary,
     is_encoder,
@@ -40,7 +46,7 @@ from thrifty.evaluate.open_model import (
     open_model,
 )
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord, record_type
-from thrifty.evaluate.scorer import Scorer
+from thrifty.evaluate.scorer import Ranker, Scorer
 from thrifty.evaluate.served_embedder import ServedEmbedder
 from thrifty.evaluate.served_scorer import ServedScorer
 from thrifty.evaluate.task_result import TaskResult, compare_answers
@@ -90,6 +96,11 @@ class EvaluationOptions:
     """`openvino` or `torch`."""
     kv_precision: str | None = None
     """`u8` or `f16`: compute the model's attention over a KV cache of this precision, as served."""
+
+    @property
+    def judges_text(self) -> bool:
+        """Whether predictions are compared, on domains or on a text."""
+        return bool(self.domains) or self.text is not None
 
     def check(self, model: str) -> None:
         """Raise `EvaluationError` for options that no evaluation of `model` can have."""
@@ -199,22 +210,24 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
         reference, run.store, exact=True, backend=options.backend, on_progress=run.on_progress
     )
     try:
+        student = _open_candidate(model, teacher, run)
+        narrowed = _relate_tokens(student, teacher) if options.judges_text else None
+        ranker = teacher if narrowed is None else FoldedReference(teacher, narrowed)
         records = {
-            domain.name: _record(teacher, domain, options.domain_tokens, run)
+            domain.name: _record(ranker, domain, options.domain_tokens, run)
             for domain in options.domains
         }
         if options.text is not None:
             text = Domain(_TEXT, options.text)
-            records[_TEXT] = _record(teacher, text, options.max_tokens, run)
+            records[_TEXT] = _record(ranker, text, options.max_tokens, run)
         known = {name: _answer(teacher, task, run) for name, task in items.items()}
         known_metrics = _answer_harness(harness, teacher, run)
-        student = _open_candidate(model, teacher, run)
-        if records:
-            _require_same_tokens(student, teacher)
     finally:
         teacher.close()
     try:
-        found = {name: _measure(student, name, record, run) for name, record in records.items()}
+        found = {
+            name: _measure(student, name, record, narrowed, run) for name, record in records.items()
+        }
         given = {name: _answer(student, task, run) for name, task in items.items()}
         given_metrics = _answer_harness(harness, student, run)
     finally:
@@ -230,17 +243,29 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
     )
 
 
-def _record(teacher: Scorer, domain: Domain, most: int | None, run: _Run) -> ReferenceRecord:
+def _record(teacher: Ranker, domain: Domain, most: int | None, run: _Run) -> ReferenceRecord:
     return record_reference(
         teacher, domain.path, run.folder, window=run.options.window, top_k=run.options.top_k,
         max_tokens=most, on_progress=_name_steps(domain.name, run.on_progress),
     )  # fmt: skip
 
 
-def _measure(student: Scorer, name: str, record: ReferenceRecord, run: _Run) -> Divergence:
+def _measure(
+    student: Scorer,
+    name: str,
+    record: ReferenceRecord,
+    narrowed: NarrowedVocabulary | None,
+    run: _Run,
+) -> Divergence:
     results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
+    on_progress = _name_steps(name, run.on_progress)
     with lock_file(results.with_suffix(".lock")):
-        return measure_divergence(student, record, results, _name_steps(name, run.on_progress))
+        if narrowed is None:
+            return measure_divergence(student, record, results, on_progress)
+        compare = partial(compare_narrowed, narrowed=narrowed)
+        found = measure_divergence(student, record, results, on_progress, compare)
+    own = sum(len(narrowed.align(one.tokens, one.counted).tokens) for one in record.read())
+    return replace(found, token_ratio=own / int(record.lengths.sum()))
 
 
 def _name_steps(domain: str, on_progress: OnProgress) -> OnProgress:
@@ -285,7 +310,7 @@ def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:
 
 
 def record_reference(
-    teacher: Scorer,
+    teacher: Ranker,
     text: Path,
     folder: Path,
     *,
@@ -356,15 +381,20 @@ def _open_candidate(model: str, teacher: Scorer, run: _Run) -> Scorer:
     )  # fmt: skip
 
 
-def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:
-    if student.vocab_size != teacher.vocab_size or digest_vocabulary(
-        student.tokenizer
-    ) != digest_vocabulary(teacher.tokenizer):
+def _relate_tokens(student: Scorer, teacher: Scorer) -> NarrowedVocabulary | None:
+    """How the student's tokens relate to the teacher's; None if they are the same."""
+    same = digest_vocabulary(student.tokenizer) == digest_vocabulary(teacher.tokenizer)
+    if same and student.vocab_size == teacher.vocab_size:
+        return None
+    narrowed = find_narrowed(teacher.tokenizer, student.tokenizer)
+    if narrowed is None or student.vocab_size != narrowed.size:
         raise EvaluationError(
             f"{student.label} and {teacher.label} have different tokenizers "
-            f"({student.vocab_size} and {teacher.vocab_size} tokens), so their log-probabilities "
-            "cannot be compared; compare them on tasks"
+            f"({student.vocab_size} and {teacher.vocab_size} tokens), and the first was not made "
+            "of the second by removing tokens, so their log-probabilities cannot be compared; "
+            "compare them on tasks"
         )
+    return narrowed
 
 
 def _answer_harness(

@@ -44,8 +44,8 @@ class TokenScores:
     """The whole vocabulary's log-probabilities for the requested rows, [rows, vocabulary]."""
 
 
-class Scorer(Protocol):
-    """A model that can be evaluated. Not thread-safe."""
+class Ranker(Protocol):
+    """A model whose likeliest tokens are recorded, as a reference or a teacher. Not thread-safe."""
 
     label: str
     """The name in reports."""
@@ -59,14 +59,18 @@ class Scorer(Protocol):
         """The k likeliest tokens after each of `tokens` except the last."""
         ...
 
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+class Scorer(Ranker, Protocol):
+    """A model that can be evaluated."""
+
     def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         """Log-probabilities of `ids` [T - 1, any] after each of `tokens` except the last."""
         ...
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
         """Decode greedily, at most `most` tokens; stops at the model's end-of-text token."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
         ...

@@ -44,13 +44,15 @@ class TorchScorer:
             logprobs[list(rows)].cpu().numpy(),
         )  # fmt: skip
 
-    def rank_with_hidden(self, tokens: TokenArray, k: int) -> tuple[TopTokens, Any]:
+    def rank_with_hidden(
+        self, tokens: TokenArray, k: int, rows: Sequence[int] = ()
+    ) -> tuple[TopTokens, Any]:
         """The result of `rank`, and all hidden states, [layers + 1, T, channels]."""
         with self._torch.inference_mode():
             out = self._model(self._tensor(tokens[None]), output_hidden_states=True)
         logprobs = out.logits[0, :-1].float().log_softmax(dim=1)
         states = self._torch.stack(out.hidden_states)[:, 0].cpu().numpy()
-        return self._rank(logprobs, tokens, k, ()), states
+        return self._rank(logprobs, tokens, k, rows), states
 
     def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         """See `Scorer`."""

@@ -129,6 +129,13 @@ class Fleet(Protocol):
         """
         ...
 
+    def drain(self, replica_id: str, asked_s: float) -> None:
+        """Take away a replica of this machine that was there at `asked_s` (seconds since 1970), without
+        cutting a request; the next `apply` starts another one. Nothing where it is not there any
+        more, or replicas run elsewhere.
+        """
+        ...
+
     def observe(self) -> Sequence[ObservedReplica]:
         """What there is, also what is on its way out."""
         ...

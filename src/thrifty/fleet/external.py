@@ -163,6 +163,9 @@ class ExternalFleet(FleetHere):
                 name = self._names.take(key.deployment)
                 self._start(name, url, replica_set, None)
 
+    def drain(self, replica_id: str, asked_s: float) -> None:
+        """Nothing: see `Fleet.drain`."""
+
     def observe(self) -> Sequence[ObservedReplica]:
         """As `Fleet.observe` says."""
         return [

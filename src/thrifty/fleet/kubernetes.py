@@ -213,6 +213,9 @@ class KubernetesFleet:
         self._remove_ended()
         self._writer.wake()
 
+    def drain(self, replica_id: str, asked_s: float) -> None:
+        """Nothing: see `Fleet.drain`."""
+
     def observe(self) -> Sequence[ObservedReplica]:
         """As `Fleet.observe` says."""
         return [

@@ -105,6 +105,16 @@ class LocalFleet(FleetHere):
             for _ in range(replica_set.count + replica_set.parked - len(members[key])):
                 self._start(replica_set)
 
+    def drain(self, replica_id: str, asked_s: float) -> None:
+        """Take a replica away that was there at `asked_s` (seconds since 1970). It finishes what it
+        answers; the next `apply` starts another one. One that came later is left alone.
+        """
+        for replica in [one for one in self._members if one.id == replica_id]:
+            created_s = replica.row().process_created_s
+            if created_s is not None and created_s < asked_s:
+                self._members.remove(replica)
+                self._retire(replica)
+
     def observe(self) -> Sequence[ObservedReplica]:
         """As `Fleet.observe` says."""
         return [

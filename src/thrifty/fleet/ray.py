@@ -178,6 +178,9 @@ class RayFleet:
                 replica.start()
         self._request_nodes()
 
+    def drain(self, replica_id: str, asked_s: float) -> None:
+        """Nothing: see `Fleet.drain`."""
+
     def observe(self) -> Sequence[ObservedReplica]:
         """As `Fleet.observe` says."""
         return [

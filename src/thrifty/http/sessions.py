@@ -1,4 +1,5 @@
-"""Cookies that stand for an API key in the browser of the person who typed it in.
+"""Cookies that stand for an API key in the browser of the person who typed it in, or for a person
+whom an identity provider named (`db.sign_ins`).
 
 A page that holds an API key in JavaScript gives it to every script that ever runs in the page. The
 console therefore exchanges the key for a cookie once: scripts cannot read it (`HttpOnly`), other
@@ -54,10 +55,10 @@ class Sessions:
             self._same_origin.check(exchange)
         return found
 
-    def make_cookie(self, key_hash: str, *, secure: bool) -> bytes:
+    def make_cookie(self, key_hash: str, *, secure: bool, ttl_s: float = TTL_S) -> bytes:
         """The value of `Set-Cookie` that signs in the holder of a key."""
-        signed = f"{key_hash}.{int(self._clock() + TTL_S)}"
-        return self._write(f"{signed}.{self._sign(signed.encode())}", int(TTL_S), secure=secure)
+        signed = f"{key_hash}.{int(self._clock() + ttl_s)}"
+        return self._write(f"{signed}.{self._sign(signed.encode())}", int(ttl_s), secure=secure)
 
     def clear_cookie(self, *, secure: bool) -> bytes:
         """The value of `Set-Cookie` that signs out."""

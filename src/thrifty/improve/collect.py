@@ -96,7 +96,9 @@ def find_feedback(turn: Turn) -> Found:
 
     def find_key(one: Judged) -> bytes | None:
         texts = read_texts(turn.database, one.response)
-        return None if texts is None else hash_answer(texts.prompt, texts.answer)
+        if texts is None or not texts.readable:
+            return None
+        return hash_answer(texts.prompt, texts.answer)
 
     sifted = sift_feedback(learned, guards, find_key)
     sifted.left_out["trusted"] += left_out

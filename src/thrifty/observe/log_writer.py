@@ -80,8 +80,9 @@ class LogWriter:
 
     The callbacks run on the writer's thread, except that `put` and `stop` call `on_dropped`.
     `on_written` counts written rows, `on_dropped` rows lost to a full queue or at the end, and
-    `on_rejected` rows that cannot be written. `on_state` is called when the database becomes
-    available (True) or unavailable (False).
+    `on_rejected` rows that cannot be written, `on_texts_lost` texts that were left out of rows
+    (`put` calls it, too). `on_state` is called when the database becomes available (True) or
+    unavailable (False).
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LogWriter:
         on_written: OnCount,
         on_dropped: OnCount,
         on_rejected: OnCount = lambda count: None,
+        on_texts_lost: OnCount = lambda count: None,
         redactor: Redactor | None = None,
         on_state: Callable[[bool], None] = lambda up: None,
     ) -> None:
@@ -106,6 +108,7 @@ class LogWriter:
         self._on_written = on_written
         self._on_dropped = on_dropped
         self._on_rejected = on_rejected
+        self._on_texts_lost = on_texts_lost
         self._redactor = redactor
         self._on_state = on_state
         self._queue: deque[_Waiting] = deque()
@@ -171,6 +174,7 @@ class LogWriter:
                     make_text, text_bytes = None, 0
                 self._text_bytes += text_bytes
             if make_text is None:
+                self._on_texts_lost(1)
                 self._log_once("texts", "texts arrive faster than they are written; some are lost")
         self._queue.append(_Waiting(row, make_text, text_bytes))
         if waiting + 1 == BATCH_ROWS:
@@ -221,6 +225,7 @@ class LogWriter:
             if not self._batch:
                 self._take_batch()
             bad = log_table.write(self._batch)
+            self._note_lost_texts(log_table)
             # The batch is dropped only now: a batch that failed is retried.
             written = len(self._batch) - len(bad)
             self._batch = []
@@ -263,6 +268,16 @@ class LogWriter:
 
     def _count_waiting(self) -> int:
         return len(self._queue) + len(self._batch)
+
+    def _note_lost_texts(self, log_table: RequestLog) -> None:
+        lost, log_table.texts_lost = log_table.texts_lost, 0
+        if lost:
+            self._on_texts_lost(lost)
+            self._log_once(
+                "text key",
+                f"texts of requests are not recorded, because they cannot be encrypted: "
+                f"{log_table.text_fault}",
+            )
 
     def _note_bad(self, bad: list[BadRow]) -> None:
         if not bad:

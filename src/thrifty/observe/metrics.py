@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from thrifty.db.scaling import ScalingRow
+from thrifty.db.sealed_text import unreadable
 from thrifty.observe.log_writer import LogHealth, LogWriter
 from thrifty.observe.request_metrics import (
     LABELS,
@@ -287,6 +288,18 @@ class GatewayMetrics:
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
+        self.lost_texts = self._counter(
+            "thrifty_log_texts_lost",
+            "Texts of requests that were not recorded: they came faster than they are written, or the "
+            "key that encrypts them is missing.",
+            (),
+        )
+        unread = self._gauge(
+            "thrifty_texts_unreadable",
+            "Recorded texts that this worker could not decrypt since it started.",
+            (),
+        )
+        unread.set_function(lambda: float(unreadable.total()))
         self.log_up = self._gauge("thrifty_log_up", "0 while the request log is stopped.", ())
         self.log_up.set(1)  # none is stopped where none is kept
         self.log_rows_waiting = self._gauge(

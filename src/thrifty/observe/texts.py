@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from thrifty.db.request_log import RecordedText
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 from thrifty.untrusted_text import sanitize_text
@@ -30,6 +31,7 @@ _LIST_BEGINS = '[{"role":"assistant"'
 _NAMES = ("name", "tool_call_id")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
 
+NO_KEY = "The texts are encrypted with a key that is missing; see 'thrifty encryption status'."
 Message = dict[str, Any]
 Redact = Callable[[str], str]
 
@@ -86,6 +88,21 @@ def parse_answer(answer: str) -> list[Message]:
     if answer.startswith(_LIST_BEGINS):
         return msgspec.json.decode(answer, type=list[Message])
     return [{"role": "assistant", "content": answer}] if answer else []
+
+
+def describe_texts(texts: RecordedText | None) -> dict[str, Any]:
+    """`prompt` and `answer` as messages, None where there are none, and `texts_fault` where they
+    are recorded and cannot be read.
+    """
+    found: dict[str, Any] = {"prompt": None, "answer": None}
+    if texts is None:
+        return found
+    if not texts.readable:
+        return found | {"texts_fault": NO_KEY}
+    try:
+        return {"prompt": parse_prompt(texts.prompt), "answer": parse_answer(texts.answer)}
+    except ValueError:
+        return found | {"texts_fault": "The recorded texts are not in a known form."}
 
 
 def show_prompt(prompt: str) -> str:

@@ -66,6 +66,8 @@ def read_pairs(
             name = row.conversation_id
             if row.id in seen_shadows or name in seen_conversations or name in taken:
                 continue
+            if not (row.prompt and row.other):
+                continue  # encrypted, and the key is missing
             failed = row.status >= 500
             if not failed and (row.status != 200 or not row.candidate):
                 continue

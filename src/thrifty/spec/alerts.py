@@ -107,7 +107,8 @@ class AlertsSpec(Section):
         0.8,
         gt=0,
         le=1,
-        description="The share of a key's budget whose spending is an alert; `null`: never.",
+        description="The share of a budget (of a key, a deployment, the machine) whose spending is an "
+        "alert; so is a forecast above the budget. `null`: never.",
     )
     crash_loops: bool = Field(True, description="Whether replicas in a crash loop are an alert.")
     repeat: Duration = Field(

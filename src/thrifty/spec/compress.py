@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from thrifty.spec.section import Count, Duration, Name, Number, Section, expand_shorthand
+from thrifty.spec.section import (
+    Count,
+    Duration,
+    Name,
+    Number,
+    Section,
+    expand_shorthand,
+)
 
 Quantization = Literal["auto", "int8", "w8a8", "w7a8", "int4", "none"]
 Schedule = Literal["cosine", "constant"]
@@ -22,6 +35,40 @@ def parse_source(named: str) -> tuple[str, float]:
         return named, 1.0
 
 
+def parse_vocabulary(value: Any) -> int | float | str:
+    """How many tokens are to stay: a number, a share below 1, `all` or `auto`. Raises
+    `ValueError`.
+    """
+    if value in (ALL, AUTO):
+        return str(value)
+    try:
+        number = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if number.is_integer() and number >= 1:
+        return int(number)
+    if not 0 < number < 1:
+        raise ValueError(
+            f"must be a number of tokens, a share below 1, {ALL} or {AUTO}, not {value!r}"
+        )
+    return number
+
+
+ALL, AUTO = "all", "auto"
+Vocabulary = Annotated[
+    int | float | str,
+    BeforeValidator(parse_vocabulary),
+    WithJsonSchema({"title": "number, `all` or `auto`"}),
+]
+
+
+def describe_vocabulary(asked: int | float | str) -> str:
+    """How many tokens are to stay, in words."""
+    if isinstance(asked, str):
+        return "as many tokens as cost least"
+    return f"{asked:.0%} of the tokens" if asked < 1 else f"{asked:,} tokens"
+
+
 class PruneSpec(Section):
     """Parts of the model that are taken away."""
 
@@ -30,6 +77,12 @@ class PruneSpec(Section):
         gt=0,
         lt=1,
         description="The share of the parameters to keep, such as 0.8. Default: all; nothing is pruned.",
+    )
+    vocabulary: Vocabulary | None = Field(
+        None,
+        description="How many tokens of the vocabulary to keep: a number, a share below 1, `all`, or "
+        "`auto`, as many as cost least. May stand without `parameters`. Default: `auto`, or `all` "
+        "where `depth` or `width` is set.",
     )
     depth: bool | None = Field(
         None,
@@ -46,11 +99,17 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.parameters is None and (self.depth, self.width, self.tokens) != (None, None, None):
+        more = (self.depth, self.width, self.tokens, self.vocabulary)
+        if not self.is_wanted and any(one is not None for one in more):
             raise ValueError("says how to prune, and not how much: set 'parameters'")
         if self.may_remove == (False, False):
             raise ValueError("lets neither layers nor widths go; let one of them")
         return self
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is pruned."""
+        return self.parameters is not None or self.vocabulary not in (None, ALL)
 
     @property
     def may_remove(self) -> tuple[bool, bool]:
@@ -268,7 +327,7 @@ class CompressSpec(Section):
     def is_pipeline(self) -> bool:
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
-            self.prune.parameters, self.distill.tokens, self.distill.time, self.quantize.bits, self.quantize.tokens,
+            self.prune.parameters, self.prune.vocabulary, self.distill.tokens, self.distill.time, self.quantize.bits, self.quantize.tokens,
             self.held_out_tokens, self.items, self.max_drop, self.out,
         )  # fmt: skip
         learned = bool(self.held_out or self.tasks or self.text)

@@ -16,12 +16,14 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
+from thrifty.spec.encrypt import EncryptSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import FleetSpec
 from thrifty.spec.improve import ImproveSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
+from thrifty.spec.oidc import OidcSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.prices import PricesSpec
 from thrifty.spec.quality import QualitySpec
@@ -245,6 +247,10 @@ class GatewaySpec(Section):
     tls: TlsSpec = Field(
         default_factory=lambda: TlsSpec(), description="HTTPS: a mapping of `cert` and `key`."
     )
+    oidc: OidcSpec = Field(
+        default_factory=lambda: OidcSpec(),
+        description="Sign-in to the console through an identity provider.",
+    )
 
     @field_validator("cors", "hosts", mode="before")
     @classmethod
@@ -306,6 +312,11 @@ class RecordSpec(Section):
         True,
         description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
         "national ids, IP addresses, keys) before texts, tags and feedback are written.",
+    )
+    encrypt: EncryptSpec = Field(
+        default_factory=lambda: EncryptSpec(),
+        description="Encrypt prompts, answers and texts of feedback in the database, by keys that "
+        "stand elsewhere.",
     )
     keep: KeepSpec = Field(
         default_factory=lambda: KeepSpec(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import socket
@@ -16,11 +17,14 @@ from dataclasses import dataclass
 
 from thrifty.api.services import ApiServices
 from thrifty.batches.service import Batches, make_batches
+from thrifty.console.oidc import Provider
+from thrifty.console.oidc_pages import OidcPages
 from thrifty.console.pages import ConsolePages
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.db.scaling import read_scaling
+from thrifty.db.sign_ins import end_sign_in
 from thrifty.errors import DatabaseError
 from thrifty.feedback.pages import FeedbackPages
 from thrifty.fleet.notices import NoticeLine
@@ -160,8 +164,7 @@ async def assemble(
         if make_services is not None:
             management = Management(make_services)
             stack.push_async_callback(management.stop)
-            sessions = table.sessions = Sessions(secret, base.same_origin)
-            console = ConsolePages(table, base.reader, sessions, management.warm_up).routes()
+            console = _make_console(stack, base, secrets_.database_url, secret, management)
         cache_pages = CachePages(base.reader, base.cache)
         feedback = _make_feedback(stack, base, secrets_.database_url)
         log_pages = RequestPages(_open(stack, secrets_.database_url), base.ids, base.same_origin)
@@ -349,6 +352,28 @@ def _make_feedback(
     return pages
 
 
+def _make_console(
+    stack: contextlib.AsyncExitStack,
+    base: _Base,
+    database_url: str,
+    secret: bytes,
+    management: Management,
+) -> list[OwnRoute]:
+    """Make the console's pages, and sign-in through an identity provider if the spec names one."""
+    table, oidc = base.table, base.settings.oidc
+    sessions = table.sessions = Sessions(secret, base.same_origin)
+    if oidc is None:
+        return ConsolePages(table, base.reader, sessions, management.warm_up).routes()
+    table.sign_in_rules = oidc.rules
+    # Whoever may sign in must: without keys, too, nobody else is let in.
+    table.keys_exist = True
+    database = _open(stack, database_url)
+    end = functools.partial(end_sign_in, database)
+    pages = ConsolePages(table, base.reader, sessions, management.warm_up, oidc.name, end)
+    steps = OidcPages(oidc, Provider(oidc), sessions, database, base.reader, secret)
+    return [*pages.routes(), *steps.routes()]
+
+
 def _open(stack: contextlib.AsyncExitStack, url: str) -> Database:
     """Open a separate connection pool, so that parts do not wait for each other's connections."""
     database = open_database(url, migrate=False)
@@ -392,6 +417,7 @@ def _start_writer(
         on_written=metrics.written_rows.inc,
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
         on_rejected=metrics.dropped_rows.labels("bad_row").inc,
+        on_texts_lost=metrics.lost_texts.inc,
         on_state=lambda up: metrics.database_up.set(1 if up else 0),
         redactor=redactor,
     )

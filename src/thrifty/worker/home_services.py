@@ -23,6 +23,8 @@ from thrifty.api.models import (
     Change,
     CreatedKey,
     DeploymentStatus,
+    Draining,
+    DrainRequest,
     GatewayStatus,
     KeyInfo,
     KeyLimitsModel,
@@ -34,6 +36,9 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseEvent,
     ReleaseList,
+    Restarted,
+    RestartRequest,
+    RotateKey,
     ScaleChange,
     Scaled,
     SeriesAnswer,
@@ -45,6 +50,7 @@ from thrifty.api.models import (
 from thrifty.api.services import not_found
 from thrifty.api.view_models import NewSilence, SilenceModel
 from thrifty.artifacts import Store
+from thrifty.control.restart import drain_replica, restart_version
 from thrifty.control.scale import Scale, set_scale
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
@@ -54,7 +60,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.alerts import Silence, add_silence, remove_silence
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.improve import APPROVE, approve_run, find_active_run
-from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
+from thrifty.db.keys import Key, KeyLimits, Scope, create_key, list_keys, revoke_key, rotate_key
 from thrifty.db.releases import (
     ReleaseRow,
     describe_release,
@@ -152,10 +158,7 @@ class HomeServices:
 
     def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
         """Change the number of replicas. Raises a 404, `ControlError` for invalid changes."""
-        self._require(deployment)
-        known = read_desired(self._database).deployments[deployment]
-        if known.find_version(change.version) is None:
-            raise not_found("version", change.version, [one.label for one in known.versions])
+        self._require_version(deployment, change.version)
         wanted = Scale(change.count, change.min, change.max)
         made = set_scale(
             self._database, deployment, change.version, wanted, _actor(who, change.why)
@@ -164,6 +167,27 @@ class HomeServices:
             deployment=deployment, version=change.version, count=made.count, min=made.min_count,
             max=made.max_count,
         )  # fmt: skip
+
+    def restart_version(self, deployment: str, wanted: RestartRequest, *, who: str) -> Restarted:
+        """Replace a version's replicas by new ones. Raises a 404 and a 409."""
+        self._require_version(deployment, wanted.version)
+        try:
+            revision = restart_version(
+                self._database, deployment, wanted.version, _actor(who, wanted.why)
+            )
+        except ControlError as error:
+            raise WireError(409, str(error), code="cannot_restart") from None
+        return Restarted(deployment=deployment, version=wanted.version, revision=revision)
+
+    def drain_replica(self, deployment: str, wanted: DrainRequest, *, who: str) -> Draining:
+        """Take a replica away once it has finished. Raises a 404 and a 409."""
+        self._require(deployment)
+        actor = _actor(who, wanted.why)
+        try:
+            drain_replica(self._database, deployment, wanted.replica, actor, force=wanted.force)
+        except ControlError as error:
+            raise WireError(409, str(error), code="cannot_drain") from None
+        return Draining(deployment=deployment, replica=wanted.replica)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, or a 409 if there is none, or if it
@@ -219,10 +243,7 @@ class HomeServices:
 
     def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
         """Begin to release a version. Raises a 404, and `ControlError` for what cannot be."""
-        self._require(deployment)
-        known = read_desired(self._database).deployments[deployment]
-        if known.find_version(release.candidate) is None:
-            raise not_found("version", release.candidate, [v.label for v in known.versions])
+        self._require_version(deployment, release.candidate)
         plan = parse_plan(release.plan)
         for judge in (plan.shadow.judge, plan.canary.judge):
             if judge is not None and not (isinstance(judge, str) and judge.startswith(DEPLOYMENT)):
@@ -297,22 +318,39 @@ class HomeServices:
     def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
         """Create a key. Raises kinds of `ThriftyError`."""
         limits = KeyLimits(**key.limits.model_dump())
+        scope = Scope(None if key.deployments is None else tuple(key.deployments), key.expires_s)
         made, secret = create_key(
-            self._database, key.name, key.role, key.tenant, limits, who=_actor(who, "").who
-        )
+            self._database, key.name, key.role, key.tenant, limits, scope=scope,
+            who=_actor(who, "").who,
+        )  # fmt: skip
         return CreatedKey(key=_to_key_info(made), secret=secret)
 
-    def revoke_key(self, name: str, *, who: str) -> None:
-        """Revoke a key. Raises a 404."""
+    def rotate_key(self, name: str, wanted: RotateKey, *, who: str) -> CreatedKey:
+        """Give a key another secret. Raises a 404."""
+        self._require_key(name)
+        made, secret = rotate_key(self._database, name, wanted.keep_s, who=_actor(who, "").who)
+        return CreatedKey(key=_to_key_info(made), secret=secret)
+
+    def _require_key(self, name: str) -> None:
         names = [key.name for key in list_keys(self._database)]
         if name not in names:
             raise not_found("key", name, names)
+
+    def revoke_key(self, name: str, *, who: str) -> None:
+        """Revoke a key. Raises a 404."""
+        self._require_key(name)
         revoke_key(self._database, name, who=_actor(who, "").who)
 
     def _require(self, deployment: str) -> None:
         known = read_desired(self._database).deployments
         if deployment not in known:
             raise not_found("deployment", deployment, known)
+
+    def _require_version(self, deployment: str, label: str) -> None:
+        self._require(deployment)
+        known = read_desired(self._database).deployments[deployment]
+        if known.find_version(label) is None:
+            raise not_found("version", label, [one.label for one in known.versions])
 
     def _run(self, act: str, spec: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Run an action in `thrifty.spec_worker`. Raises `SpecError` and `ThriftyError`."""
@@ -360,4 +398,6 @@ def _to_key_info(key: Key) -> KeyInfo:
     return KeyInfo(
         id=key.id, name=key.name, role=key.role, tenant=key.tenant, hint=key.hint,
         created_s=key.created_s, limits=KeyLimitsModel(**vars(key.limits)),
+        deployments=None if key.deployments is None else list(key.deployments),
+        expires_s=key.expires_s,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from thrifty.batches.settings import BatchSettings
+from thrifty.console.oidc import OidcSettings
 from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
@@ -64,5 +65,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Host names of the service, in addition to its addresses."""
     tls: TlsSettings | None = None
     """Encrypts connections, except those to the worker's own port."""
+    oidc: OidcSettings | None = None
+    """The identity provider whose users may sign in to the console."""
     home: str = ""
     """The home that the management API manages; if empty, there is no management API."""

@@ -206,6 +206,13 @@ def test_what_is_served_is_plain_data(tmp_path: Path, monkeypatch: pytest.Monkey
         ENGINE.prepare(spec, unknown, LookOnlyStore(store.root), LINUX, ignore_progress)
     drafted = prepare(**{"engine.speculation": "draft", "engine.draft_model": "tiny@v1"})
     assert drafted.options["draft_model"] == model[1].id
+    other = json.loads(json.dumps(TOKENIZER))
+    other["added_tokens"] = [{"content": "<|other|>", "id": 39}]
+    folder = Llama(seed=1).write_safetensors(tmp_path / "o")
+    (folder / "tokenizer.json").write_text(json.dumps(other))
+    store.add(folder, "other", Lineage())
+    with pytest.raises(EngineError, match="has another vocabulary than the model"):
+        prepare(**{"engine.speculation": "draft", "engine.draft_model": "other@v1"})
     launch = ENGINE.launch(drafted, store, 4321, [0, 1], 0.5)
     given = json.loads(launch.command[-1])
     assert given["port"] == 4321

@@ -39,7 +39,7 @@ from thrifty.errors import CompressionError
 from thrifty.evaluate.asking import Serve
 from thrifty.evaluate.open_model import digest_vocabulary
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord
-from thrifty.evaluate.scorer import Scorer
+from thrifty.evaluate.scorer import Ranker
 from thrifty.evaluate.windows import TokenWindow
 from thrifty.files import replace_atomically
 from thrifty.text.tokenizer import TextTokenizer
@@ -95,7 +95,7 @@ class Teacher:
     sampling: Sampling
     folder: Path
     """Where answers and predictions are kept."""
-    open: Callable[[], Scorer] | None = None
+    open: Callable[[], Ranker] | None = None
     """Opens the teacher to record its predictions; None if only its text is learned from."""
     serve: Serve | None = None
     key_env: str | None = None
@@ -278,7 +278,7 @@ class Teaching:
     ) -> dict[str, int]:
         """Extend what is learned from; sets the texts of each part, and returns their tokens."""
         got: dict[str, int] = {}
-        scorer: Scorer | None = None
+        scorer: Ranker | None = None
         left = sum(wanted.values())
         if not all(self._is_recorded(part, wanted[part.name]) for part in self.parts):
             assert self._teacher.open is not None
@@ -321,7 +321,7 @@ class Teaching:
         self,
         part: PartPlan,
         record: ReferenceRecord,
-        scorer: Scorer,
+        scorer: Ranker,
         tokens: int,
         until_s: float,
     ) -> None:
@@ -364,7 +364,7 @@ class Teaching:
                         break
         return [len(line["tokens"]) for line in read_lines(path)] if path.exists() else []
 
-    def _open_record(self, part: PartPlan, scorer: Scorer | None) -> ReferenceRecord:
+    def _open_record(self, part: PartPlan, scorer: Ranker | None) -> ReferenceRecord:
         """The record of a part; `scorer` is needed for one that is not there yet."""
         teacher = self._teacher
         meta_path = self._record_folder(part) / "meta.json"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from thrifty.errors import CompressionError
 from thrifty.evaluate.reference import ReferenceRecord
-from thrifty.evaluate.scorer import Logprobs, Scorer
+from thrifty.evaluate.scorer import Logprobs, Ranker
 from thrifty.evaluate.windows import TokenArray
 
 OPEN_PACKS = 16
@@ -76,7 +76,7 @@ class RecordedPieces:
 class LiveTeacher:
     """A teacher that is queried during training."""
 
-    def __init__(self, teacher: Scorer, k: int, *, hidden: bool = False) -> None:
+    def __init__(self, teacher: Ranker, k: int, *, hidden: bool = False) -> None:
         """`hidden` adds the teacher's hidden states, which needs PyTorch."""
         self._teacher: Any = teacher
         self._k = min(k, teacher.vocab_size)

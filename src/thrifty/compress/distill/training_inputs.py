@@ -32,6 +32,7 @@ from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
+from thrifty.evaluate.narrowed import NarrowedVocabulary, find_narrowed, narrow_teacher
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
 from thrifty.evaluate.windows import read_texts
 from thrifty.files import replace_atomically, write_atomically
@@ -157,18 +158,19 @@ class TrainingInputs:
             on_progress=self._on_progress,
         )  # fmt: skip
         with contextlib.closing(scorer):
-            self._check_tokens(scorer.label, scorer.tokenizer)
-            identity, label = scorer.identity, scorer.label
+            narrowed = self._relate_tokens(scorer.label, scorer.tokenizer)
+            label, identity = scorer.label, narrow_teacher(scorer, narrowed).identity
         asks = serve is not None and self._training.answers
         self._teacher = Teacher(
             identity, label, self._tokenizer, self._sampling(), self._kept,
-            open=None if exact else lambda: open_model(version.label, store),
+            open=None if exact else lambda: narrow_teacher(open_model(version.label, store), narrowed),
             serve=serve(version, artifact, self._on_progress) if serve is not None and asks else None,
         )  # fmt: skip
         job: dict[str, Any] = {"teacher_id": identity}
         if live is not None:
             job["live"] = {
-                "teacher": version.label, "store": str(store.root), "k": TOP_K, "backend": live
+                "teacher": version.label, "store": str(store.root), "k": TOP_K, "backend": live,
+                "narrowed": narrowed is not None,
             }  # fmt: skip
         if self._training.hidden:
             plain = make_plain(store, version, artifact, self._on_progress)[1]
@@ -188,7 +190,11 @@ class TrainingInputs:
                 "safetensors checkpoint"
             )
         folder = self._store.folder_of(artifact.id)
-        self._check_tokens(version.label, TextTokenizer.load(folder))
+        if self._relate_tokens(version.label, TextTokenizer.load(folder)) is not None:
+            raise CompressionError(
+                f"the student has fewer tokens than {version.label}; an encoder learns from one "
+                "with the same tokens"
+            )
         return {"teacher": str(folder), "teacher_id": artifact.id, "texts": "texts.jsonl"}
 
     def extend(
@@ -271,12 +277,18 @@ class TrainingInputs:
                 if taken >= most:
                     return
 
-    def _check_tokens(self, label: str, tokenizer: TextTokenizer) -> None:
-        if digest_vocabulary(self._tokenizer) != digest_vocabulary(tokenizer):
+    def _relate_tokens(self, label: str, tokenizer: TextTokenizer) -> NarrowedVocabulary | None:
+        """How the student's tokens relate to a teacher's; None if they are the same."""
+        if digest_vocabulary(self._tokenizer) == digest_vocabulary(tokenizer):
+            return None
+        narrowed = find_narrowed(tokenizer, self._tokenizer)
+        if narrowed is None:
             raise CompressionError(
-                f"the student and {label} have different tokenizers, so the student cannot learn "
-                "the teacher's next tokens; a served teacher works, because it contributes text"
+                f"the student and {label} have different tokenizers, and the student's was not made "
+                "of the teacher's by removing tokens, so the student cannot learn the teacher's "
+                "next tokens; a served teacher works, because it contributes text"
             )
+        return narrowed
 
     def _pair_layers(self, teacher: Path) -> list[int] | None:
         """The teacher's hidden state for each of the student's, if the removed layers are known."""

@@ -21,8 +21,10 @@ from thrifty.compress.distill.training_examples import (
     RecordedPieces,
     TrainingExamples,
 )
+from thrifty.evaluate.narrowed import find_narrowed, narrow_teacher
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.reference import open_record
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.child import Prepared, load_trained, run_child, run_job
 from thrifty.train.student import Student
 from thrifty.types import Family
@@ -68,7 +70,11 @@ def _open_live(job: dict[str, Any], training: Training) -> LiveTeacher:
     teacher = open_model(
         live["teacher"], Store(Path(live["store"])), exact=True, backend=live["backend"]
     )
-    return LiveTeacher(teacher, live["k"], hidden=training.hidden > 0)
+    narrowed = None
+    if live["narrowed"]:
+        narrowed = find_narrowed(teacher.tokenizer, TextTokenizer.load(Path(job["student"])))
+    seen = narrow_teacher(teacher, narrowed)
+    return LiveTeacher(seen, live["k"], hidden=training.hidden > 0)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def prune_encoder(
     made = find_pruned(store, artifact, request, recipe)
     if made is not None:
         return *made, None
+    assert request.parameters is not None, "checked: an encoder keeps its tokens"
     source = store.folder_of(artifact.id)
     checkpoint = load_encoder(source)
     texts = _read_texts(request, TextTokenizer.load(source), checkpoint.shape.context_length)

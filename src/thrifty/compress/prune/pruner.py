@@ -85,12 +85,12 @@ class Pruner(ABC, Generic[CheckpointT, WidthsT, SampleT]):
     ) -> tuple[CheckpointT, dict[str, float]]: ...
 
     def find_plans(
-        self, parameters: float, *, depth: bool, width: bool
+        self, parameters: float, *, depth: bool, width: bool, target: float | None = None
     ) -> list[PruningPlan[WidthsT]]:
-        """Plans that keep at most the share `parameters`, or `ROUNDING` more. Raises
-        `CompressionError` if none does.
+        """Plans that keep at most the share `parameters`, or `ROUNDING` more; where `target` says
+        so, at most so many of them. Raises `CompressionError` if none does.
         """
-        target = (parameters + ROUNDING) * self.total
+        target = share_of(self.total, parameters) if target is None else target
         deepest = next(
             (n for n in range(1, self.layers) if self.count(PruningPlan(n, self.widths)) <= target),
             None,
@@ -122,6 +122,11 @@ class Pruner(ABC, Generic[CheckpointT, WidthsT, SampleT]):
             self._inputs = None  # freed before the next ones are collected
             self._inputs = key, self._collect_inputs(shallow, samples)
         return self._narrow(shallow, self._inputs[1], plan.widths)
+
+
+def share_of(total: int, parameters: float) -> float:
+    """The most parameters of `total` that may stay where the share `parameters` is asked for."""
+    return (parameters + ROUNDING) * total
 
 
 def describe_plan(layers_removed: int, layers: int, widths: dict[str, tuple[int, int]]) -> str:

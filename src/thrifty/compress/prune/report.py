@@ -36,6 +36,9 @@ class PruningCandidate:
     description: str
     parameters: int
     kl_divergence: float
+    loss: float
+    """By how much the log-probability of the text falls, in nats per byte. Unlike the divergence it
+    compares models with different tokens."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,17 @@ class _Report(ABC, Generic[CandidateT, RemovalT]):
 class PruningReport(_Report[PruningCandidate, LayerRemoval]):
     """What pruning a decoder did. Errors are relative to the mean square of a matrix's outputs."""
 
+    vocabulary: dict[str, Any] | None = None
+    """How many tokens stay, and how much longer text becomes; None if all stay."""
+
     def _scores(self) -> dict[str, Any]:
-        return {
+        scores = {
             "kl_divergence_of_taken": self.chosen.kl_divergence,
+            "lost_nats_per_byte_of_taken": self.chosen.loss,
             "calibration_kl_divergence": {c.description: c.kl_divergence for c in self.candidates},
+            "calibration_lost_nats_per_byte": {c.description: c.loss for c in self.candidates},
         }
+        return scores | ({} if self.vocabulary is None else {"vocabulary": self.vocabulary})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@ import { signal } from "./vendor.js";
 
 const BASE = new URL(".", document.baseURI);
 
-/** Who is signed in: {keys_exist, name, role, tenant, may, version}; null until it is known. */
+/** Who is signed in: {keys_exist, name, role, tenant, provider, may, version}; null until it is
+ * known. `provider` is the identity provider's name, if people may sign in there. */
 export const session = signal(null);
 /** The body of GET /api/v1/status, kept up to date; null until it is known. */
 export const status = signal(null);

@@ -40,14 +40,16 @@ function Deployment({ deployment, alone }) {
     <button type="button" class="secondary small" onClick=${() => setOpen("scale")}>Scale</button>
     <button type="button" class="secondary small" onClick=${() => setOpen("rollback")}>Roll
       back</button>`;
+  // A button opens a dialog, which asks before anything happens.
+  const ask = may("operator") && ((kind, what) => setOpen({ kind, what }));
   return html`<${Card} title=${name} actions=${actions}>
     <p class="quiet">${deployment.family}, ${deployment.engine}; ${deployment.replicas.length}
       ${" "}replica${deployment.replicas.length === 1 ? "" : "s"}</p>
     <${ShareBar} label=${`Traffic: ${deployment.versions.map((one) => `${one.label} ${
       formatShare(one.share, 0)}`).join(", ")}`} parts=${deployment.versions} />
-    <${Versions} deployment=${deployment} />
+    <${Versions} deployment=${deployment} ask=${ask} />
     <h3>Replicas</h3>
-    <${Replicas} deployment=${deployment} />
+    <${Replicas} deployment=${deployment} ask=${ask} />
     <${Loaded} load=${history}>${({ changes }) => html`<${Past} changes=${changes}
       deployment=${deployment} open=${alone} />`}</${Loaded}>
     ${open === "traffic" && html`<${TrafficDialog} deployment=${deployment} path=${path("traffic")}
@@ -57,6 +59,10 @@ function Deployment({ deployment, alone }) {
     ${open === "rollback" && html`<${RollbackDialog} deployment=${deployment}
       history=${history.data?.changes ?? []} path=${path("rollback")}
       onClose=${() => setOpen(null)} onDone=${done} />`}
+    ${open?.kind === "restart" && html`<${RestartDialog} deployment=${deployment}
+      version=${open.what} path=${path("restart")} onClose=${() => setOpen(null)} onDone=${done} />`}
+    ${open?.kind === "drain" && html`<${DrainDialog} deployment=${deployment}
+      replica=${open.what} path=${path("drain")} onClose=${() => setOpen(null)} onDone=${done} />`}
   </${Card}>`;
 }
 
@@ -65,7 +71,7 @@ function find(deployment, label) {
     (one) => one.deployment === deployment.name && one.version === label);
 }
 
-function Versions({ deployment }) {
+function Versions({ deployment, ask }) {
   const live = (label, name) => find(deployment, label)?.[name];
   const columns = [
     { name: "Version", cell: (one) => html`<strong>${one.label}</strong><br />
@@ -82,6 +88,9 @@ function Versions({ deployment }) {
     { name: "Waiting", number: true, cell: (one) => formatCount(
       (live(one.label, "queued") ?? 0) + (live(one.label, "held") ?? 0)) },
     { name: "Scaling", cell: (one) => html`<${Scaling} scaling=${one.scaling} />` },
+    ...(ask ? [{ name: "Do", cell: (one) => html`<button type="button" class="secondary small"
+      disabled=${one.wanted === 0} aria-label=${`Restart ${one.label}`}
+      onClick=${() => ask("restart", one)}>Restart</button>` }] : []),
   ];
   return html`<${Table} caption=${`Versions of ${deployment.name}`} columns=${columns}
     rows=${deployment.versions} rowKey=${(one) => one.label} />`;
@@ -97,7 +106,7 @@ function Scaling({ scaling }) {
       ? `; held by ${scaling.limit}` : ""}</span>`;
 }
 
-function Replicas({ deployment }) {
+function Replicas({ deployment, ask }) {
   const load = (id) => figures.value?.replicas.find((one) => one.id === id);
   const columns = [
     { name: "Replica", cell: (one) => one.id },
@@ -110,6 +119,9 @@ function Replicas({ deployment }) {
       load(one.id)?.memory_bytes ?? one.memory_bytes) },
     { name: "Restarts", number: true, cell: (one) => formatCount(one.restarts) },
     { name: "Message", cell: (one) => (one.message ? html`<span class="small">${one.message}</span>` : "") },
+    ...(ask ? [{ name: "Do", cell: (one) => html`<button type="button" class="secondary small"
+      disabled=${one.state === "draining" || one.state === "stopped"}
+      aria-label=${`Drain ${one.id}`} onClick=${() => ask("drain", one)}>Drain</button>` }] : []),
   ];
   return html`<${Table} caption=${`Replicas of ${deployment.name}`} columns=${columns}
     rows=${deployment.replicas} rowKey=${(one) => one.id}
@@ -187,8 +199,42 @@ function ScaleDialog({ deployment, path, onClose, onDone }) {
   </${Dialog}>`;
 }
 
+function RestartDialog({ deployment, version, path, onClose, onDone }) {
+  const send = async (form) => {
+    await call("POST", path, { version: version.label, why: form.get("why") });
+    onDone(`${deployment.name} ${version.label} is being restarted.`);
+  };
+  return html`<${Dialog} title=${`Restart ${version.label} of ${deployment.name}`} submit="Restart"
+    danger onClose=${onClose} onSubmit=${send}>
+    <p>${version.wanted === 1 ? "Its replica is" : `Its ${version.wanted} replicas are`} replaced by
+      new ones. These become ready before old ones drain, so no request is cut.</p>
+    <p class="quiet">Answers of this version that caches hold are made anew.</p>
+    <label>Why <input name="why" maxlength="500" placeholder="For the history" /></label>
+  </${Dialog}>`;
+}
+
+function DrainDialog({ deployment, replica, path, onClose, onDone }) {
+  const others = deployment.replicas.filter((one) => one.id !== replica.id
+    && one.version === replica.version && one.state === "ready");
+  const last = replica.state === "ready" && others.length === 0;
+  const send = async (form) => {
+    const force = form.get("force") === "on";
+    await call("POST", path, { replica: replica.id, force, why: form.get("why") });
+    onDone(`${replica.id} is being drained.`);
+  };
+  return html`<${Dialog} title=${`Drain ${replica.id}`} submit="Drain" danger onClose=${onClose}
+    onSubmit=${send}>
+    <p>It gets no new requests, finishes what it answers, and ends. Another replica is started in its
+      place.</p>
+    ${last && html`<p class="notice bad">No other replica of ${replica.version} is ready: until the
+      new one is, its requests wait or are answered by another version.</p>
+      <label><input type="checkbox" name="force" required /> Drain it all the same</label>`}
+    <label>Why <input name="why" maxlength="500" placeholder="For the history" /></label>
+  </${Dialog}>`;
+}
+
 function RollbackDialog({ deployment, history, path, onClose, onDone }) {
-  const newest = history.find((one) => one.kind !== "autoscale");
+  const newest = history.find((one) => !["autoscale", "restart", "drain"].includes(one.kind));
   const send = async (form) => {
     await call("POST", path, { why: form.get("why") });
     onDone(`${deployment.name} was rolled back.`);

@@ -1,7 +1,7 @@
 // The console's frame: signing in, navigation, and the page that the address names.
 import { html, render, useEffect, useRef, useState } from "./vendor.js";
 import {
-  connection, followEvents, may, readSession, session, signIn, signOut, status,
+  connection, followEvents, may, readSession, session, signIn, signOut, status, url,
 } from "./api.js";
 import { announcement, Failure } from "./parts.js";
 import { link, route } from "./router.js";
@@ -40,8 +40,19 @@ function App() {
   return html`<${Frame} />`;
 }
 
+/** Why an identity provider signed nobody in, by the code in the address. */
+const NOT_SIGNED_IN = {
+  denied: "The provider did not let you sign in.",
+  expired: "This sign-in took too long, or was begun in another window. Try again.",
+  no_role: "You are known to the provider, and have no role here. Ask an administrator.",
+  unreachable: "The provider could not be reached. Try again in a while.",
+  failed: "Signing in failed. The service's log says why.",
+};
+
 function SignIn() {
+  const why = NOT_SIGNED_IN[new URLSearchParams(location.search).get("sign-in")];
   const [error, setError] = useState(null);
+  const { provider } = session.value;
   const [busy, setBusy] = useState(false);
   useEffect(() => { document.title = "Sign in · Thrifty"; }, []);
   const send = async (event) => {
@@ -59,15 +70,19 @@ function SignIn() {
   return html`<main class="alone"><form class="card signin" onSubmit=${send}>
     <${Logo} />
     <h1>Sign in</h1>
-    <p class="quiet">With an API key of this service. It is exchanged for a cookie that scripts
-      cannot read and that ends after twelve hours.</p>
+    ${why && !error && html`<${Failure} error=${new Error(why)} />`}
+    ${provider && html`<a role="button" href=${url("console/sign-in").href}>Sign in with
+      ${" "}${provider}</a>`}
+    <p class="quiet">${provider ? "Or with" : "With"} an API key of this service. It is exchanged for
+      a cookie that scripts cannot read and that ends after twelve hours.</p>
     <label>API key
       <input name="key" type="password" required autocomplete="current-password"
         aria-invalid=${error ? "true" : undefined} aria-describedby="key-help" /></label>
     <small id="key-help"><code>thrifty keys create --name NAME --role operator</code> makes
       one.</small>
     ${error && html`<${Failure} error=${error} />`}
-    <button type="submit" aria-busy=${busy} disabled=${busy}>Sign in</button>
+    <button type="submit" class=${provider ? "secondary" : ""} aria-busy=${busy}
+      disabled=${busy}>Sign in${provider ? " with the key" : ""}</button>
   </form></main>`;
 }
 
@@ -153,7 +168,7 @@ function Person() {
   const { name, role, keys_exist: keys, version } = session.value;
   const other = theme.value === "dark" ? "light" : "dark";
   return html`<div class="person">
-    <p>${keys ? html`<strong>${name}</strong><br /><span class="quiet">${role}</span>`
+    <p>${keys ? html`<strong>${name.replace(/^oidc:/, "")}</strong><br /><span class="quiet">${role}</span>`
       : html`<span class="quiet">No keys: open to this machine</span>`}</p>
     <button type="button" class="plain" onClick=${switchTheme}>Use the ${other} theme</button>
     ${keys && html`<button type="button" class="plain" onClick=${signOut}>Sign out</button>`}

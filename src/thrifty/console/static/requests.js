@@ -179,6 +179,7 @@ export function Said({ one }) {
 
 function Conversation({ row }) {
   const [plain, setPlain] = useState(false);
+  if (row.texts_fault) return html`<p class="quiet">${row.texts_fault}</p>`;
   if (row.prompt === null) {
     return html`<p class="quiet">No texts are kept of this request. They are kept where the spec says
       ${" "}<code>record: {"{"}prompts: true{"}"}</code>, with personal data replaced.</p>`;

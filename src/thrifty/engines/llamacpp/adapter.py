@@ -420,7 +420,7 @@ def _find_draft(label: str, artifact: Artifact, store: Store) -> str:
     if tokens[0] != tokens[1]:
         raise EngineError(
             f"engine.draft_model: {label} has another vocabulary than the model; name one of the same "
-            "family"
+            "family, and with as many tokens"
         )
     return draft.id
 

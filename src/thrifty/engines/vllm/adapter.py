@@ -13,6 +13,7 @@ import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import GGUF_DECODERS
+from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.look_only import NotMadeYet
 from thrifty.engines.base import (
     Capability,
@@ -207,7 +208,7 @@ class VllmEngine:
         context = options.context or artifact.description.context_length or None
         draft = None
         if options.draft_model is not None:
-            draft = _find_draft(store, options.draft_model, on_progress)
+            draft = _find_draft(store, options.draft_model, artifact, on_progress)
         # `draft_model` becomes an artifact's id: names may move to other versions.
         given = {**options.model_dump(), "context": context, "draft_model": draft}
         if options.speculation == "auto":
@@ -369,10 +370,22 @@ def _check_memory(spec: Spec, options: VllmOptions, artifact: Artifact) -> list[
     return [Problem("engine.kv_cache", fault)] if fault else []
 
 
-def _find_draft(store: Store, name: str, on_progress: OnProgress) -> str:
-    """The artifact of the checkpoint of the model that guesses. Raises `ThriftyError`."""
+def _find_draft(store: Store, name: str, model: Artifact, on_progress: OnProgress) -> str:
+    """The artifact of the checkpoint of the model that guesses for `model`. Raises `ThriftyError`."""
     from thrifty.engines.plain_checkpoint import make_plain
 
     version, artifact = store.find(name)
     _, plain = make_plain(store, version, artifact, on_progress)
+    if _read_tokens(store, plain) != _read_tokens(store, model):
+        raise EngineError(
+            f"engine.draft_model: {name} has another vocabulary than the model; name one of the same "
+            "family, and with as many tokens"
+        )
     return plain.id
+
+
+def _read_tokens(store: Store, artifact: Artifact) -> Any:
+    """The vocabulary of a checkpoint, and the tokens that are added to it."""
+    plan = read_json(store.folder_of(artifact.id) / "tokenizer.json")
+    added = {one["content"]: one["id"] for one in plan.get("added_tokens") or ()}
+    return plan["model"].get("vocab"), added

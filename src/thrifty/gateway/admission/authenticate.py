@@ -7,6 +7,8 @@ signed in to the console with one (`http.sessions`).
 
 from __future__ import annotations
 
+import time
+
 from thrifty.db.keys import PREFIX, Key, Role, hash_key
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
@@ -31,9 +33,11 @@ def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]
     if secret is None:
         key = _find_signed_in(exchange, table)
     else:
-        key = table.keys.get(hash_key(secret))
+        digest = hash_key(secret)
+        key = table.keys.get(digest)
         if key is None:
             raise _make_unknown(secret)
+        _require_good(key, digest)
     if key is None:
         raise WireError(
             401,
@@ -70,15 +74,27 @@ def _find_signed_in(exchange: Exchange, table: RoutingTable) -> Key | None:
     found = table.sessions.find_key(exchange) if table.sessions is not None else None
     if found is None:
         return None
-    key = table.keys.get(found)
+    key = table.keys.get(found) or table.sign_ins.get(found)
     if key is None:
         raise UnknownKey(
             401,
-            "The key that you signed in with is not valid any more. Sign in with another one.",
+            "What you signed in with is not valid any more. Sign in again.",
             type=AUTHENTICATION,
             code="invalid_api_key",
         )
+    _require_good(key, found)
     return key
+
+
+def _require_good(key: Key, digest: str) -> None:
+    """Raise a 401 for a key that has expired, or a secret that was replaced and is good no more."""
+    if (key.expires_s is not None or digest != key.hash) and key.is_over(digest, time.time()):
+        raise WireError(
+            401,
+            f"The key {key.name!r} has expired, or its secret was replaced. Ask for another one.",
+            type=AUTHENTICATION,
+            code="expired_api_key",
+        )
 
 
 def _make_unknown(secret: bytes) -> UnknownKey:

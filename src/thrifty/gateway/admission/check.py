@@ -7,8 +7,10 @@ request's fields.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from thrifty.db.keys import Key
 from thrifty.gateway.state.call import Call, ParsedRequest, Target
 from thrifty.gateway.state.deployment import Deployment
 from thrifty.gateway.state.table import RoutingTable
@@ -64,7 +66,7 @@ def find_target(
     """The deployment that the request names, and the version that its conversation is assigned to
     or that an operator pinned. Raises a 403 or 404.
     """
-    deployment = find_deployment(parsed.body, call.endpoint, table)
+    deployment = find_deployment(parsed.body, call.endpoint, table, call.key)
     headers = call.exchange.headers
     conversation_id = conversations.identify(
         call.tenant, headers.get(CONVERSATION_HEADER), call.endpoint, parsed.body
@@ -97,22 +99,39 @@ def check_version(call: Call, parsed: ParsedRequest, target: Target) -> None:
         parsed.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
 
 
-def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
-    """The deployment that a body names. Raises a 404."""
+def find_deployment(
+    body: dict[str, Any], endpoint: Endpoint, table: RoutingTable, key: Key | None = None
+) -> Deployment:
+    """The deployment that a body names. Raises a 404, which names those that `key` may call."""
     model = body.get("model")
     if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
         return next(iter(table.deployments.values()))
     deployment = table.names.get(model) if isinstance(model, str) else None
     if deployment is None:
-        raise WireError(
-            404,
-            f"The model '{str(model)[:100]}' does not exist or you do not have access to it. "
-            f"Models here: {list_names(table.names)}.",
-            type=NOT_FOUND,
-            param="model",
-            code="model_not_found",
-        )
+        raise _make_unknown(model, list_visible(table.names, key))
     return deployment
+
+
+def check_scope(key: Key, deployment: Deployment, parsed: ParsedRequest) -> None:
+    """Check that the key may call the deployment. Raises the 404 of one that does not exist."""
+    if not key.may_call(deployment.name):
+        raise _make_unknown(parsed.body.get("model"), key.deployments or ())
+
+
+def list_visible(names: Mapping[str, Deployment], key: Key | None) -> list[str]:
+    """The names that the holder of a key may write in `model`."""
+    return [name for name, one in names.items() if key is None or key.may_call(one.name)]
+
+
+def _make_unknown(model: Any, known: Iterable[str]) -> WireError:
+    return WireError(
+        404,
+        f"The model '{str(model)[:100]}' does not exist or you do not have access to it. "
+        f"Models here: {list_names(known)}.",
+        type=NOT_FOUND,
+        param="model",
+        code="model_not_found",
+    )
 
 
 def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:

@@ -15,7 +15,12 @@ from typing import Any
 
 from thrifty.db.keys import Key
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.admission.check import check_version, find_target, parse_request
+from thrifty.gateway.admission.check import (
+    check_scope,
+    check_version,
+    find_target,
+    parse_request,
+)
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
@@ -182,6 +187,8 @@ class Gateway:
             call.parsed = parse_request(call, self._table)
         if call.target is None:
             call.target = find_target(call, call.parsed, self._table, self._conversations)
+        if call.key is not None and call.key.deployments is not None:
+            check_scope(call.key, call.target.deployment, call.parsed)
         if ORIGIN_HEADER in call.exchange.headers:
             self._read_origin(call)
         if call.key is not None and call.key.limited and call.origin is not Origin.SHADOW:

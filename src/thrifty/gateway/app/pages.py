@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from thrifty.db.keys import Key
 from thrifty.db.scaling import ScalingRow
 from thrifty.errors import DatabaseError
+from thrifty.gateway.admission.check import list_visible
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.merge_metrics import merge_metrics
 from thrifty.gateway.cache import ExactCache
@@ -101,23 +102,23 @@ class Pages:
         with contextlib.suppress(DatabaseError):
             self._metrics.scaling.rows = await asyncio.to_thread(self._read_scaling)
 
-    async def _list_models(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        models = [_describe(name, d) for name, d in self._table.names.items()]
+    async def _list_models(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        names = self._table.names
+        models = [_describe(name, names[name]) for name in list_visible(names, key)]
         exchange.respond(200, _encode({"object": "list", "data": models}))
 
     async def _show_model(
-        self, exchange: Exchange, _: Key | None, parameters: Mapping[str, str]
+        self, exchange: Exchange, key: Key | None, parameters: Mapping[str, str]
     ) -> None:
-        name = parameters["model"]
-        deployment = self._table.names.get(name)
-        if deployment is None:
+        name, visible = parameters["model"], list_visible(self._table.names, key)
+        if name not in visible:
             raise WireError(
                 404,
                 f"The model '{name[:100]}' does not exist. "
-                f"Models here: {list_names(self._table.names)}.",
+                f"Models here: {list_names(visible)}.",
                 type=NOT_FOUND, param="model", code="model_not_found",
             )  # fmt: skip
-        exchange.respond(200, _encode(_describe(name, deployment)))
+        exchange.respond(200, _encode(_describe(name, self._table.names[name])))
 
     def _refresh_gauges(self) -> None:
         metrics = self._metrics

@@ -28,7 +28,7 @@ from thrifty.gateway.app.lists import (
 )
 from thrifty.http.exchange import Exchange
 from thrifty.http.same_origin import SameOrigin
-from thrifty.observe.texts import parse_answer, parse_prompt
+from thrifty.observe.texts import describe_texts
 from thrifty.openai.errors import bad_request, explain_database
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.types import Role
@@ -80,7 +80,8 @@ class RequestPages:
             rows, _ = list_requests(self._database, wanted, limit=1)
             if not rows:
                 return None
-            return describe_request(rows[0], self._ids) | self._read_texts(number)
+            texts = read_texts(self._database, number)
+            return describe_request(rows[0], self._ids) | describe_texts(texts)
 
         try:
             found = await self._threads.run(read)
@@ -89,16 +90,6 @@ class RequestPages:
         if found is None:
             raise no_such("request", named)
         exchange.respond(200, encode(found))
-
-    def _read_texts(self, number: int) -> dict[str, Any]:
-        """The messages of the prompt and of the answer; None where they are not recorded."""
-        texts = read_texts(self._database, number)
-        if texts is None:
-            return {"prompt": None, "answer": None}
-        try:
-            return {"prompt": parse_prompt(texts.prompt), "answer": parse_answer(texts.answer)}
-        except ValueError:
-            return {"prompt": None, "answer": None}
 
     async def _list(self, exchange: Exchange, key: Key | None, _: Any) -> None:
         if key is None:

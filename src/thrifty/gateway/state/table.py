@@ -30,6 +30,10 @@ class RoutingTable:
         self.keys: dict[str, Key] = {}
         self.sessions: Sessions | None = None
         """Reads cookies that stand for keys; None: only keys themselves count."""
+        self.sign_in_rules: str | None = None
+        """The rules of the spec by which persons get roles; None: nobody signs in by a provider."""
+        self.sign_ins: dict[str, Key] = {}
+        """Persons who are signed in by these rules, as `keys`."""
         self.keys_exist = False
         """Stays true once a key was seen: losing the database must not disable authentication."""
         self.loaded = False
@@ -54,8 +58,12 @@ class RoutingTable:
     def apply(self, state: FleetState) -> None:
         """Apply a new state; replicas that remain keep their counters."""
         self.change = state.change
-        self.keys = {key.hash: key for key in state.keys}
+        self.keys = {key.hash: key for key in state.keys} | {
+            key.previous_hash: key for key in state.keys if key.previous_hash is not None
+        }
         self.keys_exist = self.keys_exist or bool(self.keys)
+        mine = (one.key for one in state.sign_ins if one.rules == self.sign_in_rules)
+        self.sign_ins = {key.hash: key for key in mine}
         before = self.deployments
         self.deployments = {
             row.name: merge_deployment(before.get(row.name), row, self._make_policy)

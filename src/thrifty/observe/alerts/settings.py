@@ -41,7 +41,7 @@ class AlertSettings(msgspec.Struct, frozen=True):
     """By how much a version's answers must be worse than others' to be an alert; None: never."""
     drift: bool = True
     budget: float | None = 0.8
-    """The share of a key's budget whose spending is an alert; None: none is."""
+    """The share of a budget whose spending is an alert; None: none is."""
     crash_loops: bool = True
     repeat_s: float = 4 * 3600.0
     """How often an open alert is told again."""
