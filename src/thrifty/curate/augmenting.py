@@ -187,8 +187,10 @@ def make_others(
         _refuse_garbage(method, trial)
         for start in range(0, len(mine), CHUNK):
             maker.make(mine[start : start + CHUNK], made, maker.known)
-        left_out = sum(made.dropped.get(method, {}).values())
-        on_note(f"augment: {method}: {made.kept[method]} kept, {left_out} dropped")
+        counts = made.dropped.get(method, Counter())
+        why = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+        dropped = f"{counts.total()} dropped" + (f" ({why})" if why else "")
+        on_note(f"augment: {method}: {made.kept[method]} kept, {dropped}")
     return made
 
 
@@ -331,7 +333,7 @@ class _Maker:
             return drafts
         requests = [ask_judge(one.wish, one.rows, one.text, one.answer) for one in drafts]
         alive = []
-        for draft, reply in zip(drafts, self._ask(requests, "judge"), strict=True):
+        for draft, reply in zip(drafts, self._ask(requests, "judge answers"), strict=True):
             fault = read_verdict(reply)
             if fault is None:
                 alive.append(draft)
