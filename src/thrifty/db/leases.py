@@ -18,7 +18,7 @@ from thrifty.db.tables import leases
 
 
 def make_owner() -> str:
-    """A name for who takes a lease, which nobody else has or had: host, process, and a random part."""
+    """A name for the owner of a lease that nobody else has or had: host, process, random part."""
     return f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(8)}"
 
 
