@@ -1,17 +1,26 @@
 """Tokens per second of what `engine: auto` takes, beside each engine by itself, at the stated load.
 
     python benchmarks/engine_auto.py
+    THRIFTY_VLLM_PYTHON=.make/vllm/.../bin/python python benchmarks/engine_auto.py
 
 SmolLM2-135M with 8-bit weights everywhere. One service for each engine by name, and one with `engine:
 auto` for each load: 1, 8 and 32 streams, and none stated. Each service of `auto` makes its own choice
 in a fresh home, alone on the machine, as a user's first start does. Then all are loaded at once and
 asleep (SIGSTOP) while another has its turn. Closed loop, 128-word prompts, 64 new tokens, streaming.
 Ratios are over the engine that was best in the same round.
+
+A control stands beside them: a second process of the best engine, with the same options. What it does
+over the first one is what two equal processes differ by here, and no choice can be told from it.
+
+With an interpreter that has vLLM in THRIFTY_VLLM_PYTHON, vLLM is one more engine, and a candidate for
+`auto`: it makes no 8-bit weights of a checkpoint, so that it serves 16 bits, and `auto` chooses the
+form of the weights too.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from statistics import median
 from typing import Any
 
@@ -29,7 +38,9 @@ from common import (
 from engines import source_folder
 from gateway_tokens import measure
 
-ENGINES = ("openvino", "llamacpp")
+WITH_VLLM = bool(os.environ.get("THRIFTY_VLLM_PYTHON"))
+ENGINES = ("openvino", "llamacpp", *(["vllm"] if WITH_VLLM else []))
+CONTROL = "control"
 LEVELS = (1, 8, 32)
 DEFAULT_LEVELS = (1, 8)
 LEVEL_SECONDS = {1: 8.0, 8: 12.0, 32: 30.0}
@@ -41,9 +52,13 @@ def start(name: str, levels: int | None = None, **engine: Any) -> ThriftyService
     """A service; with `levels`, for that load."""
     (source,) = source_folder().glob("*.gguf")
     spec: dict[str, Any] = {
-        "model": str(source), "name": "smol", "compress": "int8", "gateway": {"port": free_port()},
-        "engine": engine, "load": {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS},
+        "model": str(source), "name": "smol", "gateway": {"port": free_port()}, "engine": engine,
+        "load": {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS},
     }  # fmt: skip
+    if engine["kind"] == "vllm":
+        spec["compress"] = "none"
+    elif engine["kind"] != "auto" or not WITH_VLLM:
+        spec["compress"] = "int8"
     if levels is not None:
         spec["load"]["streams"] = levels
     return ThriftyService(name, spec, fresh=True)
@@ -52,6 +67,41 @@ def start(name: str, levels: int | None = None, **engine: Any) -> ThriftyService
 def read_choice(service: ThriftyService) -> str:
     """The engine that serves."""
     return str(service.status["deployments"][0]["versions"][0]["engine"])
+
+
+def mean(found: dict[int, float], over: tuple[int, ...]) -> float:
+    """The geometric mean over loads."""
+    return math.exp(sum(math.log(found[n]) for n in over) / len(over))
+
+
+def try_levels(name: str, service: ThriftyService, levels: tuple[int, ...]) -> dict[int, float]:
+    """Tokens a second at each load."""
+    service.wake()
+    try:
+        found = {
+            n: measure(service.url, "smol", None, n, LEVEL_SECONDS[n])["tokens_per_s"]
+            for n in levels
+        }
+    finally:
+        service.sleep()
+    say(f"{name}: {', '.join(f'{speed:.0f}' for speed in found.values())}")
+    return found
+
+
+def compare(
+    results: dict[str, list[dict[int, float]]], best: str
+) -> tuple[dict[int, dict[str, float]], list[dict[str, Any]]]:
+    """The second process of the best engine over the first, at each load."""
+    ratios, figures = {}, []
+    for level in LEVELS:
+        pairs = zip(results[CONTROL], results[best], strict=True)
+        found = [second[level] / first[level] for second, first in pairs]
+        ratios[level] = spread(found)
+        figures.append(
+            figure(f"tokens/s of a second process of {best} over the first, {level} streams", found,
+                   "none: what equal processes differ by", True)
+        )  # fmt: skip
+    return ratios, figures
 
 
 def main() -> None:
@@ -70,30 +120,21 @@ def main() -> None:
         for kind in ENGINES:
             services[kind], levels[kind] = start(kind, kind=kind), LEVELS
             services[kind].sleep()
-
-        def turn(name: str):  # type: ignore[no-untyped-def]
-            def run() -> dict[int, float]:
-                service = services[name]
-                service.wake()
-                try:
-                    found = {
-                        n: measure(service.url, "smol", None, n, LEVEL_SECONDS[n])["tokens_per_s"]
-                        for n in levels[name]
-                    }
-                finally:
-                    service.sleep()
-                say(f"{name}: {', '.join(f'{speed:.0f}' for speed in found.values())}")
-                return found
-
-            return run
-
-        results = in_turns(options.rounds, {name: turn(name) for name in services})
+        first = {kind: try_levels(kind, services[kind], LEVELS) for kind in ENGINES}
+        best = max(ENGINES, key=lambda kind: mean(first[kind], LEVELS))
+        services[CONTROL], levels[CONTROL] = start(CONTROL, kind=best), LEVELS
+        services[CONTROL].sleep()
+        say(f"control: {best} once more")
+        results = in_turns(
+            options.rounds,
+            {
+                name: lambda name=name: try_levels(name, services[name], levels[name])
+                for name in services
+            },
+        )
     finally:
         for service in services.values():
             service.stop()
-
-    def mean(found: dict[int, float], over: tuple[int, ...]) -> float:
-        return math.exp(sum(math.log(found[n]) for n in over) / len(over))
 
     table: list[tuple[str, ...]] = [("served", *(f"{n} streams" for n in LEVELS))]
     for name, rounds in results.items():
@@ -101,15 +142,17 @@ def main() -> None:
             show_spread([one[n] for one in rounds], "{:.0f}") if n in levels[name] else ""
             for n in LEVELS
         ]
-        table.append((f"{name} ({chosen[name]})" if name in chosen else name, *cells))
-    figures, ratios = [], {}
+        engine = chosen.get(name) or (best if name == CONTROL else None)
+        table.append((f"{name} ({engine})" if engine else name, *cells))
+    control, figures = compare(results, best)
+    ratios = {}
     for name in chosen:
         over = levels[name]
-        best = [
+        tops = [
             max(mean(results[kind][number], over) for kind in ENGINES)
             for number in range(options.rounds)
         ]
-        found = [mean(one, over) / top for one, top in zip(results[name], best, strict=True)]
+        found = [mean(one, over) / top for one, top in zip(results[name], tops, strict=True)]
         ratios[name] = spread(found)
         bar = DEFAULT_BAR if over == DEFAULT_LEVELS else BAR
         figures.append(
@@ -119,7 +162,7 @@ def main() -> None:
     finish(
         "engine_auto",
         {"rounds": options.rounds, "seconds": LEVEL_SECONDS, "chosen": chosen, "results": results,
-         "ratios": ratios},
+         "ratios": ratios, "control": {"engine": best, "ratios": control}},
         table, figures, save=not options.no_save,
     )  # fmt: skip
 

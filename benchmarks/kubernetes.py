@@ -43,6 +43,8 @@ from thrifty.home import Home
 
 PEOPLE = 4
 TOLERATION_S = 5.0
+LONGEST_S = 1800.0
+"""How long a thousand replicas may take to be there."""
 Row = dict[str, Any]
 
 
@@ -73,7 +75,9 @@ async def service_of(
     ) as world:
         config = await world.make_account_kubeconfig()
         spec = make_spec(world, config, **{"versions": [version("a", "a1")], **more})
-        async with running_service(world, Home(folder / "home"), spec) as service:
+        async with running_service(
+            world, Home(folder / "home"), spec, settle_s=LONGEST_S
+        ) as service:
             yield world, service, spec
 
 

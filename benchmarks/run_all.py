@@ -12,7 +12,7 @@ NAMES = (
     "version_shares", "releases", "rollback_latency", "batches", "compression", "compression_memory", "served_tokens", "distillation",
     "distillation_choices",
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
-    "zero_to_first_token", "wakes", "lambda_cold_start",
+    "zero_to_first_token", "wakes", "lambda_cold_start", "image_start",
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "machine_model", "redaction",
     "rollups", "console", "telemetry", "recorded_texts", "answer_checks", "idle_memory", "kubernetes", "ray_fleet", "engine_auto", "speculation", "autoscaler_step",
     "gate_decisions", "quality_detection",

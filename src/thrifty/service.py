@@ -153,7 +153,7 @@ def status(*, home: Path | None = None) -> list[dict[str, Any]]:
     `ControlError`.
     """
     with open_home(_as_home(home)) as database:
-        return read_status(database)
+        return read_status(database, Store(_as_home(home).models).folder_of)
 
 
 def traffic(

@@ -14,6 +14,7 @@ import contextlib
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ PACE = 4
 """How much more often probes come than manifests say."""
 MAX_THREADS = 128
 BACKOFF_S = (0.2, 1.0, 2.0)
+UNVERIFIED = ssl._create_unverified_context()
 ABSENT = ":absent"
 """Images with this tag are in no registry."""
 
@@ -81,6 +83,8 @@ class Pod:
     last_end: Object | None = None
     ending: bool = False
     task: asyncio.Task[None] | None = None
+    secrets: dict[Path, Object] = field(default_factory=dict)
+    """The volumes with Secrets, by their folders."""
 
     @property
     def container(self) -> Object:
@@ -309,9 +313,12 @@ class Kubelets:
 
     def _probe(self, pod: Pod, probe: Object) -> bool:
         (port,) = (one["containerPort"] for one in pod.container["ports"])
-        url = f"http://{pod.address}:{port}{probe['httpGet']['path']}"
+        scheme = probe["httpGet"].get("scheme", "HTTP").lower()
+        url = f"{scheme}://{pod.address}:{port}{probe['httpGet']['path']}"
+        timeout_s = probe.get("timeoutSeconds", 1)
         try:
-            with urllib.request.urlopen(url, timeout=probe.get("timeoutSeconds", 1)) as answer:
+            # As the kubelet does: certificates are not looked at, and none is shown.
+            with urllib.request.urlopen(url, timeout=timeout_s, context=UNVERIFIED) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -352,6 +359,13 @@ class Kubelets:
             folder = self._folder.joinpath(*parts)
             folder.mkdir(parents=True, exist_ok=True)
             mounts[mount["mountPath"]] = folder
+            config = volumes.get(mount["name"], {}).get("configMap")
+            if config:
+                await self._write_config(pod, config["name"], folder)
+            secret = volumes.get(mount["name"], {}).get("secret")
+            if secret:
+                pod.secrets[folder] = secret
+                await self._write_secret(pod, folder)
         environment = {"PATH": os.environ["PATH"]}
         for one in container.get("env") or ():
             value = one.get("value")
@@ -368,6 +382,28 @@ class Kubelets:
         address = {"0.0.0.0": pod.address}
         arguments = [address.get(one, place(one, mounts)) for one in container["args"]]
         return [sys.executable, "-m", "thrifty", *arguments], environment
+
+    async def _write_config(self, pod: Pod, name: str, folder: Path) -> None:
+        """The files of a ConfigMap. Raises `ApiRefused`."""
+        path = f"/api/v1/namespaces/{pod.namespace}/configmaps/{name}"
+        for file, text in ((await self._client.request("GET", path)).get("data") or {}).items():
+            (folder / file).write_text(text)
+
+    async def sync_secrets(self) -> None:
+        """Bring changed Secrets into pods that run, as kubelets do every minute."""
+        for pod in self.pods():
+            for folder in pod.secrets:
+                await self._write_secret(pod, folder)
+
+    async def _write_secret(self, pod: Pod, folder: Path) -> None:
+        """The files of a Secret, each at once. Raises `ApiRefused`."""
+        source = pod.secrets[folder]
+        path = f"/api/v1/namespaces/{pod.namespace}/secrets/{source['secretName']}"
+        data = (await self._client.request("GET", path)).get("data") or {}
+        for item in source["items"]:
+            part = folder / f".{item['path']}"
+            part.write_bytes(base64.b64decode(data[item["key"]]))
+            part.replace(folder / item["path"])
 
     async def _read_secret(self, pod: Pod, reference: Object) -> str | None:
         path = f"/api/v1/namespaces/{pod.namespace}/secrets/{reference['name']}"

@@ -222,14 +222,16 @@ class Service:
         assert isinstance(fleet, KubernetesFleet)
         return fleet
 
-    async def start(self, spec: Mapping[str, Any], *, ready: bool = True) -> None:
+    async def start(
+        self, spec: Mapping[str, Any], *, ready: bool = True, settle_s: float = 300.0
+    ) -> None:
         """From a spec to a running service."""
         self.controller = Controller(self.home, Store(self.home.models), detect_machine())
         await self.controller.open()
         await self.apply(spec, running=False)
         await self.controller.start()
         if ready:
-            await self.wait_settled()
+            await self.wait_settled(settle_s)
 
     async def apply(self, spec: Mapping[str, Any], *, running: bool = True) -> None:
         """Change what is desired."""
@@ -248,7 +250,7 @@ class Service:
             loop = self.controller._loop
             await until(lambda: loop.desired.change_id >= newest, "the loop has read the change")
 
-    async def wait_settled(self, timeout_s: float = 150.0) -> None:
+    async def wait_settled(self, timeout_s: float = 300.0) -> None:
         """Until all is as desired."""
         await until(self.controller.is_settled, self.describe(), timeout_s)
 
@@ -289,14 +291,19 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def running_service(
-    world: World, home: Home, spec: Mapping[str, Any], *, ready: bool = True
+    world: World,
+    home: Home,
+    spec: Mapping[str, Any],
+    *,
+    ready: bool = True,
+    settle_s: float = 300.0,
 ) -> AsyncIterator[Service]:
     """A service, ready. Its Deployments go with the world."""
     make_private_folder(home.root)
     open_database(home.database_url, migrate=True).close()
     service = Service(home, world)
     try:
-        await service.start(spec, ready=ready)
+        await service.start(spec, ready=ready, settle_s=settle_s)
         yield service
     finally:
         await service.stop()

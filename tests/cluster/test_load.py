@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,11 @@ from tests.cluster.running import (
     version,
 )
 from tests.control.running import asking
+from thrifty.fleet.certificates import (
+    begin_new_authority,
+    drop_old_authority,
+    make_certificates,
+)
 from thrifty.home import Home
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -179,3 +187,51 @@ async def _adopts_by_rows(world: World, home: Home, spec: dict[str, Any]) -> Non
         assert len(world.kubelets.started) == before, "nothing was started anew"
     finally:
         await successor.stop()
+
+
+async def test_certificates_are_asked_for_and_change_without_a_lost_request(
+    plane: ControlPlane, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replicas and gateway show certificates of the fleet; then the authority is replaced."""
+    mine, made = tmp_path / "gateway-tls", tmp_path / "made"
+    make_certificates(made)
+    monkeypatch.setenv("THRIFTY_FLEET_TLS", str(mine))
+    async with running_world(plane, tmp_path) as world:
+
+        async def bring() -> None:
+            """To the gateway here, and to replicas by their Secret."""
+            mine.mkdir(exist_ok=True)
+            for name in ("ca.crt", "gateway.crt", "gateway.key"):
+                shutil.copy(made / name, mine / f".{name}")
+                (mine / f".{name}").replace(mine / name)
+            files = {"ca.crt": "ca.crt", "tls.crt": "replica.crt", "tls.key": "replica.key"}
+            data = {
+                key: base64.b64encode((made / name).read_bytes()).decode()
+                for key, name in files.items()
+            }
+            secret = {
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "thrifty-replica-tls"},
+                "data": data,
+            }  # fmt: skip
+            await world.client.apply(world.path("secrets", "thrifty-replica-tls"), secret, "test")
+            await world.kubelets.sync_secrets()
+            await asyncio.sleep(2.5)  # each side looks once a second
+
+        await bring()
+        config = await world.make_account_kubeconfig()
+        spec = make_spec(world, config, replicas=2, versions=[version("a", "a1")])
+        spec["fleet"]["tls"] = True
+        async with running_service(world, home, spec) as service, asking(service.url) as clients:
+            assert all(one.row.url.startswith("mtls://") for one in service.ready())
+            await clients.progress()
+            for step in (
+                lambda: begin_new_authority(made),
+                lambda: make_certificates(made, renew=True),
+                lambda: drop_old_authority(made),
+            ):
+                step()
+                await bring()
+                await clients.progress()
+            await service.apply({**spec, "replicas": 3})
+            await service.wait_ready(3)
+            await clients.progress()

@@ -79,3 +79,19 @@ def test_no_key_beyond_loopback(home: Home, tmp_path: Path) -> None:
     database.close()
     refuse(home, loaded, SourceError, "no such thing")
     refuse(home, load(tmp_path, host="0.0.0.0", allow_no_keys=True), SourceError, "no such thing")
+
+
+@pytest.mark.parametrize(
+    ("fleet", "words"),
+    [
+        ({}, "the local fleet starts processes of this machine, no containers"),
+        ({"kind": "ray", "address": "127.0.0.1:6379"}, "a process of the node that it runs on"),
+    ],
+)
+def test_an_image_is_refused_where_replicas_are_no_containers(
+    home: Home, tmp_path: Path, fleet: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "thrifty.yaml"
+    engine = {"kind": "vllm", "image": "registry.example.com/thrifty-vllm:1"}
+    path.write_text(json.dumps({"model": NO_MODEL, "engine": engine, "fleet": fleet}))
+    refuse(home, load_spec(path, environment={}), SpecError, rf"engine\.image: .*{words}")

@@ -191,6 +191,13 @@ def test_weights_that_an_operator_set_stay_and_are_named() -> None:
     assert merged.deployments["chat"].settings.created_s == 5.0
 
 
+def test_an_image_follows_the_spec() -> None:
+    new = deployment(version("a", weight=90.0, image="r/vllm:2"), version("b", 2, weight=10.0))
+    merged = merge(state(TWO), state(new), state(TWO))
+    assert [v.image for v in merged.deployments["chat"].versions] == ["r/vllm:2", None]
+    assert merged.held == ()
+
+
 def test_a_version_more_and_one_less() -> None:
     new = deployment(version("b", 2, weight=10.0), version("c", 3, weight=5.0))
     merged = merge(state(TWO), state(new), state(TWO))

@@ -474,7 +474,7 @@ def test_new_bounds_start_and_stop_nothing_by_themselves(home: Home, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"capacity": {"gpus": 2}}, "capacity.gpus: bounds accelerators, and no engine"),
+        ({"capacity": {"gpus": 2}}, "capacity.gpus: bounds GPUs, and no deployment takes any"),
         (
             {"capacity": {"cpus": 3}, "replicas": {"min": 2, "max": 4, "cpus": 2}},
             "capacity.cpus: is 3, and the fewest replicas need 4 cores",

@@ -8,10 +8,12 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.artifacts.models import Llama
 from tests.control.running import (
     ControllerProcess,
     deployment,
@@ -22,7 +24,11 @@ from tests.control.running import (
     until_state,
 )
 from tests.parts import Reply, ask
+from tests.test_page_cache import drop
+from thrifty.artifacts import Lineage, Store
 from thrifty.control.controller import Controller
+from thrifty.control.service_status import read_status
+from thrifty.control.standby import find_model_files
 from thrifty.db import Database
 from thrifty.db.desired import read_history
 from thrifty.db.desired_state import DesiredVersion
@@ -167,4 +173,27 @@ async def test_requests_that_are_held_are_answered_before_the_service_stops(home
         asked = begin()
         await until(lambda: waking(database))
     assert (await asked).status == 200
+    database.close()
+
+
+async def test_a_cached_model_is_brought_back_while_nobody_asks(home: Home, tmp_path: Path) -> None:
+    store = Store(home.models)
+    _, artifact = store.add(Llama().write_safetensors(tmp_path / "m"), "tiny", Lineage())
+    version = replace(asleep(standby="cached"), artifact=artifact.id)
+    files = find_model_files(version, store.folder_of)
+    assert files
+    database = prepare(home, deployment(version))
+    async with running_controller(home):
+        # Without a store, nobody knows.
+        (shown,) = read_status(database)
+        assert shown["versions"][0]["zero"]["rung"] == "stopped"
+        for path in files:
+            drop(path)
+
+        def find_rung() -> bool:
+            (shown,) = read_status(database, store.folder_of)
+            zero = shown["versions"][0]["zero"]
+            return (zero["rung"], zero["cached_share"]) == ("cached", 1.0)
+
+        await until(find_rung)
     database.close()

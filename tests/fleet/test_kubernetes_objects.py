@@ -17,6 +17,7 @@ from thrifty.fleet.kubernetes_objects import (
     read_key,
     read_served,
 )
+from thrifty.fleet.kubernetes_pod import read_pod
 from thrifty.fleet.memory import estimate_memory
 from thrifty.spec.load import parse_spec
 
@@ -99,3 +100,36 @@ def test_settings_come_from_the_spec_as_plain_data() -> None:
     settings = KubernetesSettings.from_builtins(kept)
     assert (settings.image, settings.name, settings.memory_bytes) == ("r/t:1", "two", 2_000_000_000)
     assert parse_spec({"fleet": "local"}).spec.fleet.describe() == {}
+
+
+def test_a_version_has_its_own_image_and_gpus() -> None:
+    made = make_deployment(make_set(image="r/vllm:1", gpus=2), SETTINGS, "space", 1 << 30)
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "r/vllm:1"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    plain = make_deployment(make_set(), SETTINGS, "space", 1 << 30)
+    (container,) = plain["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == SETTINGS.image
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert name_set(make_set(image="r/vllm:1").key) == name_set(make_set().key)
+
+
+def test_with_certificates_pods_show_them_and_are_probed_over_tls() -> None:
+    settings = KubernetesSettings(image="r/thrifty:1", models="models", name="chat", tls=True)
+    made = make_deployment(make_set(), settings, "space", 1 << 30)
+    pod = made["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    (volume,) = [one for one in pod["spec"]["volumes"] if one["name"] == "certificates"]
+    assert volume["secret"]["secretName"] == "chat-replica-tls"
+    paths = {one["path"] for one in volume["secret"]["items"]}
+    assert paths == {"ca.crt", "replica.crt", "replica.key"}
+    (variable,) = [one for one in container["env"] if one["name"] == "THRIFTY_FLEET_TLS"]
+    (mount,) = [one for one in container["volumeMounts"] if one["name"] == "certificates"]
+    assert mount["mountPath"] == variable["value"]
+    assert mount["readOnly"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    status = {"podIP": "10.0.0.5", "phase": "Running"}
+    for one, scheme in ((made, "mtls"), (make_deployment(make_set(), SETTINGS, "s", 1), "http")):
+        view = read_pod({**one["spec"]["template"], "status": status}, served_before=False)
+        assert view.url == f"{scheme}://10.0.0.5:8000"

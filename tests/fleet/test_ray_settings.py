@@ -56,6 +56,8 @@ def test_a_replica_asks_for_cores_memory_and_what_the_spec_names() -> None:
     settings = RaySettings(resources={"lathe": 2.0}, accelerator_type="L4")
     bundle = make_bundle(ReplicaSet(served, EchoEngine(), 1, cpus=3), settings, 0)
     assert bundle == {"CPU": 3.0, "memory": 512 << 20, "lathe": 2.0, "accelerator_type:L4": 0.001}
+    two = ReplicaSet(served, EchoEngine(), 1, cpus=3, gpus=2)
+    assert make_options(make_bundle(two, RaySettings(), 0))["num_gpus"] == 2.0
     assert make_options(bundle) == {
         "num_cpus": 3.0, "memory": 512 << 20,
         "resources": {"lathe": 2.0, "accelerator_type:L4": 0.001},

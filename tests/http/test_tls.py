@@ -248,12 +248,12 @@ def test_files_are_read_again_whatever_time_they_claim(authority: Authority) -> 
     tls = ServerTls(authority.cert, authority.key)
     before = authority.key.stat()
     good = authority.key.read_bytes()
-    current = tls._current
+    current = tls._newest.context
     for content in (b"x" * len(good), good):
         authority.key.write_bytes(content)
         os.utime(authority.key, ns=(before.st_atime_ns, before.st_mtime_ns))
         tls.reload_if_changed()
-        assert (tls._current is current) == (content != good)
+        assert (tls._newest.context is current) == (content != good)
 
 
 def test_files_that_cannot_be_used_are_named(authority: Authority) -> None:

@@ -91,8 +91,8 @@ def test_a_whole_spec_is_read_and_each_value_knows_its_line(tmp_path: Path) -> N
         "cache.exact.ttl": (600.0, "file, line 9"),
         "gateway.port": (9000, "file, line 11"),
     }
-    assert [path for path, _, _ in loaded.explain()][:6] == [
-        "name", "model", "aliases", "fallback", "engine.kind", "engine.ttft",
+    assert [path for path, _, _ in loaded.explain()][:7] == [
+        "name", "model", "aliases", "fallback", "engine.kind", "engine.image", "engine.ttft",
     ]  # fmt: skip
 
 

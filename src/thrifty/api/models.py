@@ -99,9 +99,16 @@ class ScalingStatus(Answer):
 class ZeroStatus(Answer):
     """How a version stands that has no replica while nobody asks."""
 
-    rung: str = Field(description="`awake`, `waking`, `parked` or `stopped`.")
-    standby: str = Field(description="What is kept while nobody asks: `stopped` or `parked`.")
+    rung: str = Field(description="`awake`, `waking`, `parked`, `cached` or `stopped`.")
+    standby: str = Field(
+        description="What is kept while nobody asks: `stopped`, `cached` or `parked`."
+    )
     held: int = Field(0, description="How many requests wait for it to wake.")
+    cached_share: float | None = Field(
+        None,
+        description="With `standby: cached`, at zero: how much of its model is in the page cache, from 0 "
+        "to 1; null where that is not known.",
+    )
 
 
 class VersionStatus(Answer):

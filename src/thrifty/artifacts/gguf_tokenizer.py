@@ -64,9 +64,14 @@ def _build_tokenizer(file: GgufFile, pre: str | None) -> Tokenizer:
         tokenizer = _build_byte_level(file, tokens, pre)
     elif kind == "llama":
         tokenizer = _build_sentencepiece(file, tokens)
+    elif kind == "bert":
+        tokenizer = _build_wordpiece(file, tokens)
+        _add_special_tokens(tokenizer, file, tokens)
+        _add_ends(tokenizer, file, tokens)
+        return tokenizer
     else:
         raise FormatRefused(
-            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2 and llama are supported"
+            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2, llama and bert are supported"
         )
     _add_special_tokens(tokenizer, file, tokens)
     # llama.cpp's defaults.
@@ -148,6 +153,42 @@ def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ending]
     )
     return tokenizer
+
+
+def _build_wordpiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    """The WordPiece of uncased BERT. GGUF marks where words begin, the library where they go on."""
+    types = file.metadata.get("tokenizer.ggml.token_type") or []
+    vocabulary = {}
+    for index, token in enumerate(tokens):
+        special = index < len(types) and types[index] in (CONTROL, UNKNOWN)
+        if special or (token.startswith("[") and token.endswith("]")):
+            written = token
+        elif token.startswith("▁"):
+            written = token[1:]
+        else:
+            written = f"##{token}"
+        vocabulary[written] = index
+    if len(vocabulary) != len(tokens):
+        raise IntegrityError(f"{file.path} contains a WordPiece vocabulary with duplicate tokens")
+    unknown = tokens[int(file.metadata.get("tokenizer.ggml.unknown_token_id", 100))]
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _add_ends(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
+    """What stands around a text of an encoder."""
+    first = int(file.metadata.get("tokenizer.ggml.cls_token_id", 0)) or int(
+        file.metadata.get("tokenizer.ggml.bos_token_id", 101)
+    )
+    last = int(file.metadata.get("tokenizer.ggml.seperator_token_id", 102))  # GGUF's own spelling
+    begin, end = tokens[first], tokens[last]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1",
+        special_tokens=[(begin, first), (end, last)],
+    )  # fmt: skip
 
 
 def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:

@@ -133,7 +133,7 @@ def inspect_gguf(path: Path, *others: Path) -> Description:
         raise IntegrityError(f"{path} names no architecture; it is not a language model")
     return Description(
         format=Format.GGUF,
-        family=Family.ENCODER if "bert" in file.architecture else Family.DECODER,
+        family=Family.ENCODER if is_gguf_encoder(file) else Family.DECODER,
         architecture=file.architecture,
         context_length=read_integer(
             file.metadata, f"{file.architecture}.context_length", path, default=0, least=0
@@ -141,6 +141,11 @@ def inspect_gguf(path: Path, *others: Path) -> Description:
         parameters=sum(each.parameters() for each in files),
         weights=_name_gguf_weights(files),
     )
+
+
+def is_gguf_encoder(file: GgufFile) -> bool:
+    """Whether a GGUF embeds texts: its architecture does, or it says how tokens are pooled."""
+    return "bert" in file.architecture or bool(file.get("pooling_type", 0))
 
 
 def _name_gguf_weights(files: list[GgufFile]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from thrifty.cli.certificate_commands import certificates_app
 from thrifty.cli.compression_commands import (
     compare,
     compress,
@@ -54,6 +55,7 @@ app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(certificates_app, name="certificates")
 app.add_typer(lambda_app, name="lambda")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")

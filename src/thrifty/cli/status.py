@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -101,6 +102,8 @@ def _describe_zero(version: dict[str, Any]) -> str:
     if zero is None:
         return ""
     parts: list[str] = [zero["rung"]]
+    if zero["cached_share"] is not None and zero["rung"] != "cached":
+        parts.append(f"{zero['cached_share']:.0%} of its model is in the page cache")
     if zero["held"]:
         parts.append(f"{zero['held']} requests held")
     if scaling.get("wakes"):
@@ -243,10 +246,16 @@ def _read_deployments(home: Home) -> list[dict[str, Any]]:
     try:
         database = open_database(find_database_url(home), migrate=False)
         try:
-            return read_status(database)
+            return read_status(database, lambda artifact: _find_folder(home, artifact))
         finally:
             database.close()
     except DatabaseError as error:
         if home.database.exists():
             err.print(f"The database cannot be read: {error}")
         return []
+
+
+def _find_folder(home: Home, artifact: str) -> Path:
+    from thrifty.artifacts import Store  # seldom needed, and slow to load
+
+    return Store(home.models).folder_of(artifact)

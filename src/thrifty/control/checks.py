@@ -25,6 +25,7 @@ from thrifty.errors import (
     TextKeyError,
     ThriftyError,
 )
+from thrifty.http.certificates import load_gateway_side
 from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
@@ -145,6 +146,8 @@ def _check_text_keys(loaded: LoadedSpec) -> None:
 def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
     """Refuse what replicas elsewhere cannot do."""
     fleet = loaded.spec.fleet
+    if fleet.kind != "kubernetes":
+        _refuse_images(loaded, each)
     if fleet.kind == "local":
         return
     problems = []
@@ -153,10 +156,14 @@ def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
             spec = version.loaded.spec
             kind = spec.engine.kind
             traits = find_engine(kind).traits if kind in engine_kinds() else None
-            if spec.replicas.standby == "parked":
+            if spec.engine.image is not None and traits is not None and traits.external:
+                message = f"names an image, and the engine {kind!r} starts no copies; leave it out"
+                problems.append(Problem("engine.image", message))
+            if spec.replicas.standby != "stopped":
                 message = (
-                    "asks for 'parked', and a replica in a cluster keeps the memory that it asked for "
-                    "whether it is used or not; leave it out"
+                    f"asks for {spec.replicas.standby!r}; a replica in a cluster keeps the memory that it "
+                    "asked for whether it is used or not, and nobody knows on which node the next one "
+                    "starts; leave it out"
                 )
                 problems.append(Problem("replicas.standby", message))
             shared = fleet.kind == "ray"  # without a remote, its nodes share the store
@@ -166,7 +173,27 @@ def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
                     "in a claim (ReadWriteMany) that they share with this controller"
                 )
                 problems.append(Problem("fleet.models", message))
+    if fleet.tls:
+        try:
+            load_gateway_side()
+        except ThriftyError as error:
+            problems.append(Problem("fleet.tls", str(error)))
     loaded.refuse(list(dict.fromkeys(problems)))
+
+
+_NO_CONTAINERS = {
+    "local": "the local fleet starts processes of this machine, no containers; leave 'image' out and "
+    "install the engine here (thrifty engines), or let a cluster run replicas (fleet: {kind: "
+    "kubernetes}, or thrifty deploy render kubernetes)",
+    "ray": "a replica on Ray is a process of the node that it runs on; leave 'image' out, and start the "
+    "cluster's nodes from that image (docs/deploy/ray.md)",
+}
+
+
+def _refuse_images(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
+    """Refuse images of engines where replicas are no containers."""
+    if any(version.loaded.spec.engine.image for one in each for version in one.versions()):
+        loaded.refuse([Problem("engine.image", _NO_CONTAINERS[loaded.spec.fleet.kind])])
 
 
 def _check_capacity(loaded: LoadedSpec) -> None:
@@ -174,12 +201,12 @@ def _check_capacity(loaded: LoadedSpec) -> None:
     bounds = loaded.spec.capacity
     specs = [one.loaded.spec for part in loaded.each() for one in part.versions()]
     known = [spec for spec in specs if spec.engine.kind in engine_kinds()]
-    if bounds.gpus is not None:
-        kinds = {spec.engine.kind for spec in known}
-        kinds |= set(engine_kinds()) if len(known) < len(specs) else set()
-        if all(find_engine(kind).traits.accelerators_option is None for kind in kinds):
-            message = "bounds accelerators, and no engine of this spec uses any; leave it out"
-            loaded.refuse([Problem("capacity.gpus", message)])
+    if bounds.gpus is not None and not any(spec.replicas.gpus for spec in specs):
+        message = (
+            "bounds GPUs, and no deployment takes any; say how many each copy takes "
+            "(replicas.gpus), or leave it out"
+        )
+        loaded.refuse([Problem("capacity.gpus", message)])
     here = [s for s in specs if s not in known or not find_engine(s.engine.kind).traits.external]
     least = sum(spec.replicas.fewest * (spec.replicas.cpus or 1) for spec in here)
     if bounds.cpus is not None and least > bounds.cpus:

@@ -31,6 +31,7 @@ from thrifty.control.improving import Improving
 from thrifty.control.loop import ControlLoop
 from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
+from thrifty.control.standby import keep_cached
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
 from thrifty.db.desired import read_desired
@@ -179,6 +180,11 @@ class Controller:
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
         self._tasks.append(asyncio.ensure_future(self._alerting.run()))
+        self._tasks.append(
+            asyncio.ensure_future(
+                keep_cached(lambda: self._loop.desired.deployments, self._store.folder_of)
+            )
+        )
         self._tasks.append(
             asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
         )

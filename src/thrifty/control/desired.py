@@ -11,7 +11,7 @@ def make_served(deployment: DesiredDeployment, version: DesiredVersion) -> Serve
     settings = version.settings
     upstream = Upstream(
         version.urls, settings.upstream_model, settings.key_env, settings.salt_field,
-        settings.priority_field, settings.takes_stream_options,
+        settings.priority_field, settings.takes_stream_options, settings.on_demand,
     )  # fmt: skip
     return Served(
         name=deployment.name, engine=version.engine, version=version.label,

@@ -49,6 +49,8 @@ def list_differences(
                 how = "conversations move to or from it alone" if key in SHARES else _AT_ONCE
                 if key in _SCALING:
                     how = "the autoscaler takes it up"
+                elif key == "image":
+                    how = "pods with the new image take the place of the others"
                 elif key.startswith("replicas."):
                     how = "replicas that start from now on take it up"
                 found.append((_say(f"{name}: {key} of {version.label}", was, values[key]), how))

@@ -323,6 +323,7 @@ class ControlLoop:
             cpus=key.cpus, even_copies=target.even_copies, memory_share=memory_share,
             memory_limit_bytes=replicas.memory_limit_bytes,
             start_timeout_s=replicas.start_timeout_s, parked=target.parked, work=self.work,
+            gpus=replicas.gpus, image=known.version.image,
         )  # fmt: skip
 
     # what gateways read

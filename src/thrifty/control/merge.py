@@ -295,6 +295,7 @@ def list_fields(version: DesiredVersion) -> dict[str, Any]:
         **{f"replicas.{name}": value for name, value in asdict(version.replicas).items()},
         **{f"slo.{name}": value for name, value in asdict(version.slo).items()},
         **{name: getattr(version, name) for name in SHARES},
+        "image": version.image,
     }  # fmt: skip
 
 
@@ -307,6 +308,7 @@ def _from_fields(label: str, values: Mapping[str, Any]) -> DesiredVersion:
         settings=replace(settings, **{name: values[name] for name in _MERGED_SETTINGS}),
         replicas=DesiredReplicas(**replicas),
         slo=DesiredSlo(**slo),
+        image=values["image"],
         **{name: values[name] for name in SHARES},
     )  # fmt: skip
 

@@ -409,6 +409,7 @@ def _make_version(part: Part) -> DesiredVersion:
         settings=_make_version_settings(part),
         replicas=_make_replicas(part),
         slo=DesiredSlo(spec.slo.ttft_p95, spec.slo.tpot_p95),
+        image=spec.engine.image,
     )
 
 
@@ -419,6 +420,7 @@ def _make_replicas(part: Part) -> DesiredReplicas:
     common = DesiredReplicas(
         count=replicas.fewest,
         cpus=replicas.cpus or (DEFAULT_CPUS if elsewhere else None),
+        gpus=replicas.gpus or 0,
         memory_limit_bytes=replicas.memory_limit,
         start_timeout_s=replicas.start_timeout,
     )
@@ -430,6 +432,12 @@ def _make_replicas(part: Part) -> DesiredReplicas:
         message = (
             f"asks for 'parked', and the engine {part.engine.kind!r} cannot keep a copy idle with "
             "less memory; leave it out"
+        )
+        part.version.loaded.refuse([Problem("replicas.standby", message)])
+    if replicas.standby == "cached" and not part.engine.traits.loads_model:
+        message = (
+            f"asks for 'cached', and the engine {part.engine.kind!r} loads no model that could be kept "
+            "in the page cache; leave it out"
         )
         part.version.loaded.refuse([Problem("replicas.standby", message)])
     return replace(
@@ -452,6 +460,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         salt_field=upstream.salt_field,
         priority_field=upstream.priority_field,
         takes_stream_options=upstream.takes_stream_options,
+        on_demand=upstream.on_demand,
         accepts_response_id=traits.accepts_response_id,
         load_path=None if with_key else traits.load_path,
         slots=spec.replicas.slots or slots,

@@ -215,13 +215,10 @@ class Scaling:
         counts = capacity.cpus is not None or version.replicas.cpus is not None
         used = [copy.row.memory_bytes or 0 for copy in copies if copy.state is ReplicaState.READY]
         memory = max(used, default=0) or self._loop.estimate_memory(version.artifact)
-        gpus = 0.0
-        if traits.accelerators_option is not None:
-            gpus = float(version.options.get(traits.accelerators_option) or 1)
         share = size / max(1, len(self._machine.cores))
         return Resources(
             float(size) if counts or traits.loads_model else 0.0,
-            gpus,
+            float(version.replicas.gpus),
             float(memory),
             capacity.price_per_hour * share if capacity.per_hour is not None else 0.0,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.control.standby import FindFolder, measure_standby
 from thrifty.control.status import VersionState, VersionStatus, describe_versions
 from thrifty.db import Database
 from thrifty.db.demand import read_held
@@ -23,8 +24,10 @@ from thrifty.types import OnProgress, Progress, ReplicaState, ignore_progress
 POLL_S = 0.1
 
 
-def read_status(database: Database) -> list[dict[str, Any]]:
-    """Each deployment with its versions and its replicas, as `thrifty status --json` shows them."""
+def read_status(database: Database, find_folder: FindFolder | None = None) -> list[dict[str, Any]]:
+    """Each deployment with its versions and its replicas, as `thrifty status --json` shows them. With
+    `find_folder`, of this machine's store, also what of models at zero is in the page cache.
+    """
     desired, fleet = read_desired(database), read_fleet(database)
     scaling, held = read_scaling(database), read_held(database)
     rows = {row.name: row for row in fleet.deployments}
@@ -40,7 +43,9 @@ def read_status(database: Database) -> list[dict[str, Any]]:
             {
                 **_describe_version(known[s.label], s, total),
                 "scaling": _describe_scaling(state, s.label, scaling.get((name, s.label))),
-                "zero": _describe_zero(state, s, replicas, held.get((name, s.label), 0)),
+                "zero": _describe_zero(
+                    state, s, replicas, held.get((name, s.label), 0), find_folder
+                ),
             }
             for s in statuses
         ]
@@ -87,9 +92,10 @@ def _describe_zero(
     status: VersionStatus,
     replicas: Sequence[ReplicaRow],
     held: int,
+    find_folder: FindFolder | None,
 ) -> dict[str, Any] | None:
-    """How a version that may be at zero stands: on which rung, and how many requests wait for it;
-    None for others.
+    """How a version that may be at zero stands: on which rung, how many requests wait for it, and how
+    much of its model is in the page cache where that is kept there; None for others.
     """
     version = state.find_version(status.label) if state is not None else None
     if version is None or not version.settings.wakes:
@@ -101,7 +107,14 @@ def _describe_zero(
         rung = "waking"
     else:
         rung = "parked" if ReplicaState.PARKED in mine else "stopped"
-    return {"rung": rung, "standby": version.replicas.standby, "held": held}
+    cached = None
+    if find_folder is not None and version.replicas.keeps_files:
+        found = measure_standby(version, find_folder)
+        cached = found.share if found is not None else None
+        rung = "cached" if cached == 1.0 and rung == "stopped" else rung
+    return {
+        "rung": rung, "standby": version.replicas.standby, "held": held, "cached_share": cached,
+    }  # fmt: skip
 
 
 def _describe_replica(row: ReplicaRow) -> dict[str, Any]:

@@ -38,9 +38,12 @@ class DesiredReplicas:
     idle_after_s: float | None = None
     """With `min_count` 0: after so long without a request no copy is wanted."""
     standby: str = "stopped"
-    """With `min_count` 0, what is kept while no copy is wanted: `stopped` (nothing) or `parked`."""
+    """With `min_count` 0, what is kept while no copy is wanted: `stopped` (nothing), `cached` (the
+    model's files in the page cache) or `parked`."""
     cpus: int | None = None
     """Cores for each copy; None: the machine's cores, shared evenly."""
+    gpus: int = 0
+    """GPUs for each copy."""
     memory_limit_bytes: int | None = None
     start_timeout_s: float = 600.0
 
@@ -60,6 +63,11 @@ class DesiredReplicas:
     def parked(self) -> int:
         """How many copies are kept loaded and idle beside those that are wanted."""
         return 1 if self.standby == "parked" and not self.count else 0
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the model's files are kept in the page cache now."""
+        return self.standby == "cached" and not self.count
 
     def clamp(self, count: int) -> int:
         """The nearest count within the bounds."""
@@ -99,6 +107,8 @@ class DesiredVersion:
     settings: VersionSettings = field(default_factory=VersionSettings)
     replicas: DesiredReplicas = DesiredReplicas()
     slo: DesiredSlo = DesiredSlo()
+    image: str | None = None
+    """The image of its replicas in a cluster; None: the fleet's."""
 
     @property
     def copies(self) -> int:

@@ -79,6 +79,8 @@ class VersionSettings:
     """The longest prompt and answer together, in tokens; None if only the server knows."""
     wakes: bool = False
     """Whether it has no replica while nobody asks, so that a request has to wake one."""
+    on_demand: bool = False
+    """Whether others start its servers when requests wait, so that nobody may listen for now."""
     price_input: float = 0.0
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0

@@ -88,6 +88,8 @@ class Target:
     """What it costs; raises `SpecError` as `render` does."""
     fleets: frozenset[str] = frozenset()
     """The kinds of `fleet`, besides `local`, that it renders."""
+    images: bool = False
+    """Whether versions may run in images of their own (`engine.image`)."""
 
 
 def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
@@ -100,7 +102,9 @@ def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
 
 
 def refuse_fleet(target: Target, service: DeployedService) -> None:
-    """Refuse a spec whose replicas run where the target does not reach. Raises `SpecError`."""
+    """Refuse a spec whose replicas run where the target does not reach, or in what it does not start.
+    Raises `SpecError`.
+    """
     kind = service.loaded.spec.fleet.kind
     if kind != "local" and kind not in target.fleets:
         others = "kubernetes or helm" if kind == "kubernetes" else kind
@@ -109,6 +113,12 @@ def refuse_fleet(target: Target, service: DeployedService) -> None:
             f"{others}"
         )
         service.loaded.refuse([Problem("fleet", message)])
+    if not target.images and any(one.spec.engine.image for one in service.versions):
+        message = (
+            f"names an image for the copies of one version, and {target.name} runs everything in one "
+            "image; leave it out and give that image as --set image=, or use kubernetes or helm"
+        )
+        service.loaded.refuse([Problem("engine.image", message)])
 
 
 def _describe_fault(target: Target, fault: dict[str, Any]) -> Problem:

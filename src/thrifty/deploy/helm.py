@@ -125,7 +125,7 @@ def _make_schema(checksum: str) -> str:
                 "additionalProperties": False,
                 "properties": {
                     "kind": {"enum": ["none", "hpa", "keda"]},
-                    "min": count,
+                    "min": {**count, "minimum": 0},
                     "max": count,
                     "targetInFlight": {"type": "string"},
                     "prometheus": {"type": "string"},
@@ -174,6 +174,7 @@ TARGET = Target(
     render=render_helm,
     commands=make_helm_commands,
     fleets=frozenset({"kubernetes"}),
+    images=True,
     next_steps=(
         "helm upgrade --install thrifty DIR --namespace thrifty --create-namespace   (create the "
         "Secret first: docs/deploy/kubernetes.md)"

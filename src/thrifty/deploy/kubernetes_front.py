@@ -10,7 +10,8 @@ from thrifty.deploy.service import DeployedVersion
 from thrifty.kubernetes.pods import REPLICA_PORT, make_labels
 
 _GATEWAY = "thrifty-gateway"
-_IN_FLIGHT = "thrifty_in_flight"
+DEMAND = "thrifty_demand"
+"""What autoscalers go by: requests that are there, held ones too, so that they wake what is at zero."""
 _DOWN_AFTER_S = 300
 """A replica takes seconds to minutes to start, so that it is not given up for a short lull."""
 
@@ -22,7 +23,7 @@ def make_autoscaler(
     version: DeployedVersion,
     kind: str,
 ) -> dict[str, Any]:
-    """What writes `replicas` of a version's Deployment, by the requests in flight at the gateway."""
+    """What writes `replicas` of a version's Deployment, by the requests that are at the gateway."""
     name = metadata["name"]
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
     least = values.number("autoscale.min", options.min)
@@ -34,7 +35,7 @@ def make_autoscaler(
         metric = {
             "type": "External",
             "external": {
-                "metric": {"name": _IN_FLIGHT, "selector": {"matchLabels": labels}},
+                "metric": {"name": DEMAND, "selector": {"matchLabels": labels}},
                 "target": {"type": "AverageValue", "averageValue": each},
             },
         }
@@ -48,9 +49,7 @@ def make_autoscaler(
             },
         }  # fmt: skip
     selector = ",".join(f'{key}="{value}"' for key, value in labels.items())
-    query = (
-        f"sum({_IN_FLIGHT}{{{selector}}}) + sum(thrifty_queue_length{{{selector}}} or vector(0))"
-    )
+    query = f"sum({DEMAND}{{{selector}}})"
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",

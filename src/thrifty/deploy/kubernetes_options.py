@@ -26,6 +26,12 @@ class KubernetesOptions(ContainerOptions):
     pull_secret: str | None = Field(
         None, pattern=DNS_LABEL, description="The Secret to pull the image with."
     )
+    tls: bool = Field(
+        False,
+        description="Gateway and replicas speak TLS and show certificates of their fleet, out of the "
+        "Secrets `SECRET-gateway-tls` and `SECRET-replica-tls` (docs/certificates.md). With `fleet: "
+        "{kind: kubernetes}`, `fleet.tls` says so.",
+    )
     database: bool = Field(
         False, description="Take PostgreSQL's URL from the Secret's key `database-url`."
     )
@@ -42,12 +48,17 @@ class KubernetesOptions(ContainerOptions):
     autoscale: Literal["none", "hpa", "keda"] = Field(
         "none",
         description="What writes the number of replicas: this manifest, a HorizontalPodAutoscaler, "
-        "or KEDA. Each goes by the requests in flight.",
+        "or KEDA. Each goes by the requests at the gateway, in flight or waiting.",
     )
-    min: Integer = Field(1, ge=1, description="The fewest replicas of a version, when autoscaled.")
+    min: Integer = Field(
+        1,
+        ge=0,
+        description="The fewest replicas of a version, when autoscaled. 0 needs KEDA, or for an HPA "
+        "Kubernetes 1.37 or the gate HPAScaleToZero; requests are held meanwhile.",
+    )
     max: Integer = Field(4, ge=1, le=1000, description="The most replicas of a version.")
     target_in_flight: Integer = Field(
-        8, ge=1, description="Requests in flight for each replica, when autoscaled."
+        8, ge=1, description="Requests for each replica, when autoscaled."
     )
     prometheus: str = Field(
         "http://prometheus-operated.monitoring:9090", description="Where KEDA asks Prometheus."
@@ -76,6 +87,8 @@ class KubernetesOptions(ContainerOptions):
             raise ValueError("ingress_tls needs 'ingress_class'")
         if self.min > self.max:
             raise ValueError(f"min is {self.min}, more than max, {self.max}")
+        if self.min == 0 and self.autoscale == "none":
+            raise ValueError("min=0 needs an autoscaler (autoscale=hpa or autoscale=keda)")
         return self
 
 

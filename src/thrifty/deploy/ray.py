@@ -100,6 +100,13 @@ class RayOptions(Section):
 def render_ray(request: Request) -> Files:
     """The files of the provider that was chosen."""
     options: RayOptions = request.options
+    loaded = request.service.loaded
+    if loaded.spec.fleet.tls:
+        message = (
+            "needs certificates on every node, which what is rendered does not bring there; leave it "
+            "out, or start the cluster by other means (docs/certificates.md)"
+        )
+        loaded.refuse([Problem("fleet.tls", message)])
     return render_kuberay(request) if options.provider == "kuberay" else render_cloud(request)
 
 

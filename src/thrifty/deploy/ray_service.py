@@ -46,9 +46,7 @@ def find_nodes(request: Request) -> RayNodes:
     cpus = memory = gpus = fewest = most = 0
     for version in request.service.own_versions:
         need = find_need(version, request.store, request.options.memory, None)
-        option = version.engine.traits.accelerators_option
-        if option is not None:
-            gpus = max(gpus, int(version.spec.engine.options.get(option) or 1))
+        gpus = max(gpus, version.spec.replicas.gpus or 0)
         cpus, memory = max(cpus, need.cpus), max(memory, need.memory_bytes)
         bounds = version.spec.replicas.bounds
         fewest += version.spec.replicas.fewest

@@ -58,6 +58,8 @@ class DeployedVersion:
         given = dump_spec(self.spec)
         names = ["model", "engine", "compress", "share"]
         kept = {key: given[key] for key in names if key in given}
+        if self.spec.engine.image is not None:  # the pod's business, which is there by then
+            kept["engine"] = {k: v for k, v in kept["engine"].items() if k != "image"}
         return {"name": self.deployment, **kept}
 
 
@@ -204,6 +206,9 @@ def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> l
     problems = [
         Problem(f"{at}{fault.path}", fault.message) for fault in check_options(engine, spec)
     ]
+    if engine.traits.external and spec.engine.image is not None:
+        message = f"names an image, and the engine {engine.kind!r} starts no copies; leave it out"
+        problems.append(Problem(f"{at}engine.image", message))
     if version.label is None and not alone:
         problems.append(Problem(f"{at}label", "is needed where there are several versions"))
     if engine.traits.loads_model:

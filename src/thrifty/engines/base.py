@@ -103,8 +103,6 @@ class Traits:
     """Whether it needs a model from the store."""
     external: bool = False
     """Whether others run its servers: they are used, but not started or stopped."""
-    accelerators_option: str | None = None
-    """The option that says how many accelerators each replica takes; None: it uses none."""
     default_slots: int | None = None
     """How many requests a replica runs at once by default; None where that is not known."""
     honours: frozenset[str] | None = None
@@ -189,6 +187,8 @@ class Upstream:
     priority_field: str | None = None
     takes_stream_options: bool = True
     """Whether the gateway may ask for the token counts of every stream."""
+    on_demand: bool = False
+    """Whether others start the servers when requests wait."""
 
 
 @dataclass(frozen=True)

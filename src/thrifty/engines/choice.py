@@ -65,7 +65,9 @@ class Candidate:
         quantize = spec.compress.quantize.model_copy(update={"scheme": self.scheme})
         return spec.model_copy(
             update={
-                "engine": EngineSpec.model_validate({"kind": self.engine, **options}),
+                "engine": EngineSpec.model_validate(
+                    {"kind": self.engine, "image": spec.engine.image, **options}
+                ),
                 "compress": spec.compress.model_copy(update={"quantize": quantize}),
             }
         )

@@ -69,6 +69,12 @@ class RemoteOptions(Section):
         "server that refuses them is sent none from then on. Token counts are estimated without.",
     )
 
+    on_demand: bool = Field(
+        False,
+        description="Others start the servers when requests wait, such as a cluster's autoscaler: "
+        "where nobody listens, requests wait for `limits.wake_timeout`.",
+    )
+
     @field_validator("urls", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
@@ -145,6 +151,7 @@ class RemoteEngine:
                 options.salt_field,
                 options.priority_field,
                 options.stream_options,
+                options.on_demand,
             ),
         )
 

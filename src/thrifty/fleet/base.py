@@ -60,6 +60,10 @@ class ReplicaSet:
     start_timeout_s: float = 600.0
     parked: int = 0
     """How many more copies should be there, loaded and idle, to be `count`ed later at once."""
+    gpus: int = 0
+    """GPUs for each copy."""
+    image: str | None = None
+    """What each copy runs in, where copies are containers; None: the fleet's own image."""
     work: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
     """What is left to say at each replica, by its id, as gateways count it. Where one has to go, it
     is the one with the least; those that are not named have none."""

@@ -18,10 +18,13 @@ import msgspec
 from thrifty.engines.base import Served
 from thrifty.engines.server import KEY_VARIABLE, SERVED_VARIABLE
 from thrifty.fleet.base import ReplicaSet, SetKey
+from thrifty.http.certificates import REPLICA
 from thrifty.kubernetes.names import make_name
 from thrifty.kubernetes.pods import (
+    GPU_RESOURCE,
     HOME,
     REPLICA_PORT,
+    add_certificates,
     format_quantity,
     make_container,
     make_labels,
@@ -61,6 +64,8 @@ class KubernetesSettings:
     memory_bytes: int | None = None
     kubeconfig: str | None = None
     context: str | None = None
+    tls: bool = False
+    """Whether replicas and gateways show certificates of the fleet."""
 
     @classmethod
     def from_builtins(cls, values: Mapping[str, Any]) -> KubernetesSettings:
@@ -128,6 +133,8 @@ def make_deployment(
         {"key": one, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S}
         for one in _UNREACHABLE
     ]
+    if settings.tls:
+        add_certificates(pod, REPLICA, f"{settings.name}-{REPLICA}-tls")
     template = json.dumps(pod, sort_keys=True)
     checksum = hashlib.sha256(template.encode()).hexdigest()[:16]
     return {
@@ -155,19 +162,18 @@ def make_deployment(
 def _make_container(
     replica_set: ReplicaSet, settings: KubernetesSettings, memory_bytes: int
 ) -> dict[str, Any]:
-    served, traits = replica_set.served, replica_set.engine.traits
     bounds: dict[str, Any] = {
         "cpu": str(replica_set.cpus), "memory": format_quantity(memory_bytes),
     }  # fmt: skip
-    if traits.accelerators_option is not None:
-        bounds["nvidia.com/gpu"] = str(served.options.get(traits.accelerators_option) or 1)
+    if replica_set.gpus:
+        bounds[GPU_RESOURCE] = str(replica_set.gpus)
     arguments = ["replica", "--served", "--host", "0.0.0.0", "--port", str(REPLICA_PORT)]  # noqa: S104
     environment = [
         secret_variable(KEY_VARIABLE, settings.secret, "replica-key"),
-        {"name": SERVED_VARIABLE, "value": served.to_json().decode()},
+        {"name": SERVED_VARIABLE, "value": replica_set.served.to_json().decode()},
     ]
     container = make_container(
-        "replica", settings.image, arguments, REPLICA_PORT, environment, make_resources(**bounds),
+        "replica", replica_set.image or settings.image, arguments, REPLICA_PORT, environment, make_resources(**bounds),
         make_probes("/health", replica_set.start_timeout_s), pre_stop_s=PRE_STOP_S,
     )  # fmt: skip
     # The last lines of its log say why it ended, and nobody needs the right to read logs.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from thrifty.kubernetes.pods import REPLICA_PORT
+from thrifty.http.origin import FLEET_SCHEME
+from thrifty.kubernetes.pods import REPLICA_PORT, has_certificates
 from thrifty.types import ReplicaState
 
 Object = Mapping[str, Any]
@@ -57,10 +58,11 @@ def read_pod(pod: Object, *, served_before: bool) -> PodView:
         state, message = ReplicaState.DRAINING, _say_why_it_goes(status)
     address = status.get("podIP") or ""
     host = f"[{address}]" if ":" in address else address
+    scheme = FLEET_SCHEME if has_certificates(pod) else "http"
     return PodView(
         name=str(metadata.get("name")), uid=str(metadata.get("uid")), state=state,
         message=message[:MAX_MESSAGE] if message else None,
-        url=f"http://{host}:{REPLICA_PORT}" if host else NO_ADDRESS,
+        url=f"{scheme}://{host}:{REPLICA_PORT}" if host else NO_ADDRESS,
         restarts=int(container.get("restartCount") or 0),
         ready_after_s=_find_start_s(metadata, status),
         terminating=terminating, node=str((pod.get("spec") or {}).get("nodeName") or ""),

@@ -304,7 +304,7 @@ class RayFleet:
     def _make_from(self, name: str, key: SetKey, served: Served, bundle: Bundle) -> RayReplica:
         return RayReplica(
             name, key, served, bundle, self._link, self._on_change, self._announce,
-            self._publish_model, self._list_avoided, self._note_lost,
+            self._publish_model, self._list_avoided, self._note_lost, tls=self._settings.tls,
         )  # fmt: skip
 
     def _retire(self, replica: RayReplica) -> None:

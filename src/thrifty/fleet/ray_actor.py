@@ -22,6 +22,9 @@ from thrifty.fleet.process import ManagedProcess, start_process
 from thrifty.fleet.ray_cores import take_cores
 from thrifty.fleet.ray_settings import make_fingerprint
 from thrifty.home import find_home, make_private_folder
+from thrifty.http.certificates import VARIABLE, find_folder
+from thrifty.http.origin import FLEET_SCHEME
+from thrifty.http.tls import load_replica_side
 from thrifty.version import __version__
 
 ROLE = "ray-replica"
@@ -38,7 +41,8 @@ class EngineOwner:
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """`arguments`: `name`, `replica`, `key` (of the set), `served`, `cpus`, `version`,
-        `fingerprint` (None without a key) and `model` (a reference, or None).
+        `fingerprint` (None without a key), `model` (a reference, or None) and `tls`, whether the
+        replica has a certificate.
         """
         self._arguments = arguments
         self._process: ManagedProcess | None = None
@@ -108,6 +112,27 @@ class EngineOwner:
                 f"the node {node} has another {KEY_VARIABLE} than the controller; start Ray there "
                 "with the controller's in its environment"
             )
+        return self._find_certificate_fault(node)
+
+    def _find_certificate_fault(self, node: str) -> str | None:
+        """Why this node cannot show a certificate, or would show one that nobody asks for."""
+        wanted, folder = bool(self._arguments.get("tls")), find_folder()
+        if not wanted and folder is not None:
+            return (
+                f"the node {node} has certificates ({VARIABLE}), and the spec does not say 'fleet.tls: "
+                "true'; write that, or start Ray there without them"
+            )
+        if not wanted:
+            return None
+        if folder is None:
+            return (
+                f"the node {node} has no {VARIABLE}; start Ray there with the folder of its certificates "
+                "in its environment (docs/certificates.md)"
+            )
+        try:
+            load_replica_side()
+        except ThriftyError as error:
+            return f"the node {node}: {error}"
         return None
 
     def _start(self) -> None:
@@ -139,7 +164,8 @@ class EngineOwner:
         except ThriftyError as error:
             self._note_end(str(error), failed=True)
             return
-        self._url = f"http://{host}:{port}"
+        scheme = FLEET_SCHEME if self._arguments.get("tls") else "http"
+        self._url = f"{scheme}://{host}:{port}"
         self._tasks = [
             asyncio.ensure_future(self._await_end(self._process)),
             asyncio.ensure_future(self._keep_fence(self._process)),

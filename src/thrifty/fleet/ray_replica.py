@@ -63,10 +63,14 @@ class RayReplica:
         publish_model: Callable[[Served], Awaitable[str | None]],
         avoid: Callable[[], list[str]],
         on_lost: Callable[[str], None],
+        *,
+        tls: bool = False,
     ) -> None:
         """`publish_model` returns where nodes find the model, and raises `ThriftyError`. `avoid` names
-        nodes that are not to be chosen; `on_lost` is told the node of a replica that was lost.
+        nodes that are not to be chosen; `on_lost` is told the node of a replica that was lost. With
+        `tls` it shows a certificate of the fleet.
         """
+        self._tls = tls
         self.id = replica_id
         self.key = key
         self.served = served
@@ -209,7 +213,7 @@ class RayReplica:
                 "name": name, "replica": self.id, "served": self.served.to_json().decode(),
                 "key": [self.key.deployment, self.key.version, self.key.revision, self.key.cpus],
                 "cpus": self.key.cpus, "version": __version__, "model": model,
-                "fingerprint": make_fingerprint(key, name),
+                "fingerprint": make_fingerprint(key, name), "tls": self._tls,
             },
         )  # fmt: skip
         while self.url == NO_ADDRESS and self._ended is None:

@@ -35,6 +35,8 @@ class RaySettings:
     resources: Mapping[str, float] = field(default_factory=dict)
     max_replicas: int | None = None
     """For how many replicas nodes are asked at most."""
+    tls: bool = False
+    """Whether replicas and gateways show certificates of the fleet."""
 
     @classmethod
     def from_builtins(cls, values: Mapping[str, Any]) -> RaySettings:
@@ -53,14 +55,13 @@ def make_bundle(replica_set: ReplicaSet, settings: RaySettings, model_bytes: int
 
     Memory is in bytes. An accelerator type is asked for by the resource that Ray makes of it.
     """
-    served, traits = replica_set.served, replica_set.engine.traits
     bundle: dict[str, float] = {
         "CPU": float(replica_set.cpus),
         "memory": float(estimate_memory(replica_set, settings.memory_bytes, model_bytes)),
         **settings.resources,
     }
-    if traits.accelerators_option is not None:
-        bundle["GPU"] = float(served.options.get(traits.accelerators_option) or 1)
+    if replica_set.gpus:
+        bundle["GPU"] = float(replica_set.gpus)
     if settings.accelerator_type is not None:
         bundle[f"accelerator_type:{settings.accelerator_type}"] = 0.001
     return {name: amount for name, amount in bundle.items() if amount > 0}

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from thrifty.errors import ThriftyError
+from thrifty.http.certificates import REPLICA, load_gateway_side, name_part
 from thrifty.http.origin import Origin, parse_origin, quote_part
 
 log = logging.getLogger(__name__)
@@ -358,7 +359,7 @@ class _Connection(asyncio.Protocol):
 class _Pool:
     """The idle connections to one origin, the most recently used first."""
 
-    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, origin: Origin, tls: Callable[[], ssl.SSLContext] | None) -> None:
         self.origin = origin
         self.base_path = origin.base_path.encode("ascii")
         self.host_header = origin.host_header
@@ -367,6 +368,8 @@ class _Pool:
         """Connections that are idle or at work."""
         self._connecting = 0
         self._tls = tls
+        self._name = name_part(REPLICA) if origin.fleet else origin.host
+        """Whose certificate the server must show."""
         self._closed = False
 
     def take_idle(self) -> _Connection | None:
@@ -420,15 +423,15 @@ class _Pool:
                         lambda: _Connection(self),
                         self.origin.host,
                         self.origin.port,
-                        ssl=self._tls,
-                        server_hostname=self.origin.host if self._tls else None,
+                        ssl=self._tls() if self._tls else None,
+                        server_hostname=self._name if self._tls else None,
                     )
         except TimeoutError:
             raise ConnectFailed(
                 f"{self.origin.url} did not accept a connection within {timeout_s:g} s"
             ) from None
-        except (OSError, UnicodeError) as error:
-            reason = _say_why(error)
+        except (OSError, UnicodeError, ThriftyError) as error:
+            reason = str(error) if isinstance(error, ThriftyError) else _say_why(error)
             raise ConnectFailed(f"{self.origin.url} cannot be reached: {reason}") from None
         finally:
             self._connecting -= 1
@@ -556,12 +559,20 @@ class HttpClient:
             self._sweep_timer = None
 
     def _add_pool(self, origin: Origin) -> _Pool:
-        if origin.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
-        pool = self._pools[origin] = _Pool(origin, self._tls if origin.tls else None)
+        tls = self._find_fleet_context if origin.fleet else self._find_context
+        pool = self._pools[origin] = _Pool(origin, tls if origin.tls else None)
         if self._sweep_timer is None:
             self._plan_sweep()
         return pool
+
+    def _find_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    @staticmethod
+    def _find_fleet_context() -> ssl.SSLContext:
+        return load_gateway_side().refresh()
 
     def _plan_sweep(self) -> None:
         self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)

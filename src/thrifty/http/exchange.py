@@ -173,6 +173,13 @@ class Exchange:
         return self._get_extra_info("ssl_object") is not None
 
     @property
+    def peer_names(self) -> frozenset[str]:
+        """The DNS names in the client's certificate, which the server's authority has signed."""
+        found = self._get_extra_info("peercert") or {}
+        names = found.get("subjectAltName", ())
+        return frozenset(name for kind, name in names if kind == "DNS")
+
+    @property
     def from_this_machine(self) -> bool:
         """Whether the client connected over loopback and no proxy says that it passes on a
         request of somebody else.

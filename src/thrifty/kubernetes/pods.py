@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from thrifty.http.certificates import AUTHORITY, REPLICA
+from thrifty.http.certificates import VARIABLE as TLS_VARIABLE
 
 HOME = "/var/lib/thrifty"
 CONFIG = "/etc/thrifty"
+CERTIFICATES = "/etc/thrifty-tls"
 USER_ID = 10001
 """The user in our image (deploy/Containerfile)."""
 CHECKSUM = "thrifty/spec-checksum"
@@ -13,6 +18,8 @@ PRE_STOP_S = 15
 """Until every node has stopped sending new connections to a pod that is leaving."""
 REPLICA_PORT = 8000
 SERVICE_ACCOUNT = "thrifty"
+GPU_RESOURCE = "nvidia.com/gpu"
+"""What NVIDIA's device plugin calls GPUs."""
 _PROBE_S = 2
 
 
@@ -128,6 +135,34 @@ def make_pod(
     if pull_secret:
         spec["imagePullSecrets"] = [{"name": pull_secret}]
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
+
+
+def add_certificates(pod: dict[str, Any], part: str, secret: str) -> None:
+    """Have the container of a pod know its fleet by the certificates in a Secret, which has the keys of
+    the type `kubernetes.io/tls` and `ca.crt`. Changed ones reach it while it runs.
+    """
+    spec = pod["spec"]
+    (container,) = spec["containers"]
+    files = {"ca.crt": AUTHORITY, "tls.crt": f"{part}.crt", "tls.key": f"{part}.key"}
+    items = [{"key": key, "path": path} for key, path in files.items()]
+    source = {"secretName": secret, "items": items, "defaultMode": 0o440}
+    spec["volumes"].append({"name": "certificates", "secret": source})
+    mount = {"name": "certificates", "mountPath": CERTIFICATES, "readOnly": True}
+    container["volumeMounts"].append(mount)
+    container["env"].append({"name": TLS_VARIABLE, "value": CERTIFICATES})
+    if part == REPLICA:
+        for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+            request = {**container[name]["httpGet"], "scheme": "HTTPS"}
+            container[name] = {**container[name], "httpGet": request}
+
+
+def has_certificates(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod's container was given certificates."""
+    return any(
+        one.get("name") == TLS_VARIABLE
+        for container in (pod.get("spec") or {}).get("containers") or ()
+        for one in container.get("env") or ()
+    )
 
 
 def make_resources(**bounds: Any) -> dict[str, Any]:

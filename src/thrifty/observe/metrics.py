@@ -200,6 +200,11 @@ class GatewayMetrics:
             "Requests that wait for a slot at a replica, by priority (interactive, batch).",
             (*VERSION, "priority"),
         )
+        self.demand = self._gauge(
+            "thrifty_demand",
+            "Requests that are there, at replicas or waiting: what a cluster's autoscaler goes by.",
+            VERSION,
+        )
         self.held = self._gauge(
             "thrifty_held_requests", "Requests that wait because no replica is ready.", VERSION
         )

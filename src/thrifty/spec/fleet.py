@@ -20,10 +20,11 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "local": frozenset(),
     "kubernetes": frozenset(
         {"namespace", "name", "image", "secret", "account", "pull_secret", "models", "memory",
-         "kubeconfig", "context"}
+         "kubeconfig", "context", "tls"}
     ),
     "ray": frozenset(
-        {"address", "name", "models", "memory", "accelerator_type", "resources", "max_replicas"}
+        {"address", "name", "models", "memory", "accelerator_type", "resources", "max_replicas",
+         "tls"}
     ),
 }  # fmt: skip
 """The keys that each kind takes, besides `kind`."""
@@ -99,6 +100,11 @@ class FleetSpec(Section):
         None, min_length=1, description="The kubeconfig's context. Default: its current one."
     )
 
+    tls: bool = Field(
+        False,
+        description="Gateways and replicas speak TLS and prove to each other that they are of this "
+        "fleet, by certificates that THRIFTY_FLEET_TLS leads to; see docs/certificates.md.",
+    )
     accelerator_type: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9._-]{1,64}$",

@@ -18,7 +18,7 @@ from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.encrypt import EncryptSpec
 from thrifty.spec.expected_load import LoadSpec
-from thrifty.spec.fleet import FleetSpec
+from thrifty.spec.fleet import IMAGE_PATTERN, FleetSpec
 from thrifty.spec.improve import ImproveSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
@@ -63,6 +63,18 @@ class EngineSpec(Section):
     kind: str = Field(
         "auto", description="`auto`, `openvino`, `llamacpp`, `vllm`, `remote` or `echo`."
     )
+    image: str | None = Field(
+        None,
+        pattern=IMAGE_PATTERN,
+        description="On Kubernetes: the image of this engine's copies, in place of the others' "
+        "(`fleet.image`). It holds Thrifty and the engine; docs/deploy/image.md says how it is built.",
+    )
+
+    @model_validator(mode="after")
+    def _check_image(self) -> EngineSpec:
+        if self.image is not None and self.kind == "auto":
+            raise ValueError("has 'image' without 'kind'; name the engine that the image holds")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:

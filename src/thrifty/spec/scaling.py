@@ -44,10 +44,10 @@ class ReplicasSpec(Section):
         description="With `min: 0`: the last copies stop after so long without a request. Default: "
         "5m.",
     )
-    standby: Literal["stopped", "parked"] = Field(
+    standby: Literal["stopped", "cached", "parked"] = Field(
         "stopped",
         description="With `min: 0`: what is kept of the last copy while nobody asks. `stopped`: "
-        "nothing. `parked`: its process with the model loaded, and as little memory as the engine "
+        "nothing. `cached`: its model's files, in the page cache of this machine. `parked`: its process with the model loaded, and as little memory as the engine "
         "can do with; a request then waits milliseconds instead of a start.",
     )
     cpus: Integer | None = Field(
@@ -55,6 +55,13 @@ class ReplicasSpec(Section):
         ge=1,
         description="Cores for each copy. Default: the machine's cores, shared evenly among all "
         "copies; of an autoscaled deployment `max` copies count.",
+    )
+    gpus: Integer | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="GPUs that each copy takes: Kubernetes and Ray are asked for them, and "
+        "`capacity.gpus` counts them. Default: none.",
     )
     memory_limit: Bytes | None = Field(
         None, description="A copy that grows past this is drained and started anew."
@@ -132,7 +139,7 @@ class CapacitySpec(Section):
     gpus: Integer | None = Field(
         None,
         ge=1,
-        description="Accelerators, of replicas whose engine uses them. Default: no bound.",
+        description="GPUs, as `replicas.gpus` says what each copy takes. Default: no bound.",
     )
     memory: Bytes | None = Field(
         None, gt=0, description="Memory. Default: what the machine has free."

@@ -105,7 +105,8 @@ class HomeServices:
         note = read_controller_note(self._home)
         # The gateway that answers this runs, even if its controller was killed.
         url = note.url if note is not None else None
-        deployments = [DeploymentStatus.model_validate(one) for one in read_status(self._database)]
+        found = read_status(self._database, Store(self._home.models).folder_of)
+        deployments = [DeploymentStatus.model_validate(one) for one in found]
         return Status(deployments=deployments, gateway=GatewayStatus(url=url))
 
     def get_series(self, asked: SeriesQuery) -> SeriesAnswer:

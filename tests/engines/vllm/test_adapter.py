@@ -280,3 +280,39 @@ def test_ends_are_those_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     assert read_ends(tmp_path) == (6, 5, 7)
+
+
+def test_in_an_image_nothing_of_this_machine_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    monkeypatch.delenv(packages.PYTHON_VARIABLE, raising=False)
+    flags = {
+        "engine.kind": "vllm", "engine.image": "r/vllm:1", "engine.tensor_parallel": 2,
+        "engine.python": "/in/the/image/python", "replicas.gpus": 2,
+    }  # fmt: skip
+    spec = load_spec(flags=flags).spec
+    assert ENGINE.check(spec, make_artifact(), LINUX) == []
+    store = Store(tmp_path / "models")
+    model = store.add(Llama().write_safetensors(tmp_path / "m"), "tiny", Lineage())
+    served = ENGINE.prepare(spec, model, store, LINUX, ignore_progress)
+    assert served.options["tensor_parallel"] == 2
+    assert not (tmp_path / "engines").exists()
+    found = find_problems(**{**flags, "replicas.gpus": 1})
+    assert "'replicas.gpus' gives it (1)" in found["engine.tensor_parallel"]
+
+
+def test_an_image_names_the_interpreter_that_has_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    monkeypatch.setenv(packages.PYTHON_VARIABLE, "/usr/bin/vllm-python")
+    store = Store(tmp_path / "models")
+    folder = Llama().write_safetensors(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    model = store.add(folder, "tiny", Lineage())
+    spec = load_spec(flags={"engine.kind": "vllm", "engine.kv_cache": "64MB"}).spec
+    served = ENGINE.prepare(spec, model, store, LINUX, ignore_progress)
+    launch = ENGINE.launch(served, store, 4321, [0], 1.0)
+    assert json.loads(launch.command[-1])["vllm"]["command"][0] == "/usr/bin/vllm-python"
+    assert not (tmp_path / "engines" / "vllm" / "bin").exists()

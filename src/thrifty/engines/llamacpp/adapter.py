@@ -50,7 +50,7 @@ from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = DECODER_FIELDS
+HONOURS = DECODER_FIELDS | {"dimensions", "encoding_format", "input"}
 NOTE = "llamacpp.json"
 RUNTIME_BYTES = 250_000_000
 """Memory of a replica beyond weights and KV cache: two processes, libraries and buffers."""
@@ -72,13 +72,13 @@ def _find_install() -> str | None:
 
 
 class LlamaCppEngine:
-    """Serves GGUF decoders on CPUs."""
+    """Serves decoders, and encoders from GGUF, on CPUs."""
 
     kind = "llamacpp"
     options = LlamaCppOptions
     traits = Traits(
         formats=frozenset({Format.GGUF, Format.SAFETENSORS}),
-        families=frozenset({Family.DECODER}),
+        families=frozenset({Family.DECODER, Family.ENCODER}),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
         lossy_schemes=LOSSY_SCHEMES,
@@ -128,7 +128,8 @@ class LlamaCppEngine:
             Capability("weights in 8 bits", True, "Q8_0"),
             Capability("weights in 4 bits", True, "Q4_0"),
             Capability("speculation", True, "prompt look-up, or a draft model"),
-            Capability("encoders", False, "served by the engine 'openvino'"),
+            Capability("encoders from GGUF", True, "those that pool the tokens of a text"),
+            Capability("encoders from safetensors", False, "served by the engine 'openvino'"),
         ]
 
     def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
@@ -151,6 +152,10 @@ class LlamaCppEngine:
             ]
         if artifact is None:
             return []
+        encoder = artifact.description.family is Family.ENCODER
+        if encoder and options.speculation not in ("none", "auto"):
+            message = "guesses tokens, and an encoder generates none; leave it out"
+            return [Problem("engine.speculation", message)]
         fault = _find_model_fault(artifact)
         if fault:
             return [Problem("model", fault)]
@@ -231,7 +236,8 @@ class LlamaCppEngine:
             environment = packages.find_environment(home)
             raise EngineError(
                 f"llama.cpp is not installed in {environment.folder}; prepare the model again "
-                "(thrifty apply), which installs it"
+                "(thrifty apply), which installs it. In a container, take an image that holds it "
+                "(docs/deploy/image.md)"
             )
         folder = store.folder_of(served.artifact)
         options = LlamaCppOptions.model_construct(**served.options)
@@ -257,6 +263,7 @@ class LlamaCppEngine:
             lookup_match=options.lookup_match,
             draft_tokens=options.draft_tokens,
             draft_model=str(find_ggufs(store.folder_of(draft))[0]) if draft else "",
+            embeds=served.family == Family.ENCODER,
         )
         settings = {
             "name": served.name,
@@ -272,8 +279,8 @@ class LlamaCppEngine:
         return Launch(command, ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
-        """llama.cpp's slots."""
-        return int(served.options["slots"])
+        """llama.cpp's slots; texts to embed are batched without a bound."""
+        return None if served.family == Family.ENCODER else int(served.options["slots"])
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it has generated a token."""
@@ -317,8 +324,11 @@ def _find_model_fault(artifact: Artifact) -> str | None:
             "this model was prepared for the engine 'openvino'; name the checkpoint that it was made "
             "from (thrifty models), or use that engine"
         )
-    if description.family is Family.ENCODER:
-        return "the engine 'llamacpp' serves decoders; encoders are served by the engine 'openvino'"
+    if description.family is Family.ENCODER and description.format is Format.SAFETENSORS:
+        return (
+            "the engine 'llamacpp' serves encoders from GGUF alone; those from safetensors are served by "
+            "the engine 'openvino'"
+        )
     if description.format is Format.SAFETENSORS and description.architecture not in DECODERS:
         return (
             f"safetensors of the architecture {description.architecture!r} cannot be written as GGUF; "

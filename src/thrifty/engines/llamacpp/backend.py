@@ -7,6 +7,7 @@ import heapq
 import itertools
 import logging
 import math
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,9 +15,19 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from thrifty.engines.known_answers import judge_tokens, read_known_answers
+from thrifty.engines.known_answers import (
+    judge_embeddings,
+    judge_tokens,
+    read_known_answers,
+)
 from thrifty.engines.llamacpp.process import LlamaProcess, Refused
-from thrifty.engines.llamacpp.requests import PATH, make_body, read_scores
+from thrifty.engines.llamacpp.requests import (
+    EMBEDDINGS_PATH,
+    PATH,
+    make_body,
+    read_embeddings,
+    read_scores,
+)
 from thrifty.engines.llamacpp.scoring import Scorer
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.engines.llamacpp.tokens import TokenBytes
@@ -37,6 +48,9 @@ from thrifty.types import Family
 log = logging.getLogger(__name__)
 
 _SEEDS = 2**31
+FLOAT_BYTES = 4
+EMBEDDED_AT_ONCE = 64
+"""Texts in one request to llama.cpp; it batches them further by their length."""
 GUESSES_WINDOW = 512
 """Steps with guesses that are told of together."""
 
@@ -125,10 +139,14 @@ class LlamaCppBackend:
         self._failed: asyncio.Future[str]
         self._watch: asyncio.Task[None]
         self._facts: dict[str, float] = {}
+        self._embedding = 0
+        """Requests for embeddings that are under way."""
         self._guesses = Guesses() if settings.speculation != "none" else None
 
     async def start(self) -> ModelFacts:
         """Start llama.cpp, generate a token, and answer what is known. Raises `EngineError`."""
+        if self._settings.embeds:
+            return await self._start_encoder()
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         began_s = time.monotonic()
@@ -153,6 +171,30 @@ class LlamaCppBackend:
             context_length=self._settings.context,
             eos_token_ids=self._eos_token_ids,
             facts=self._facts,
+        )
+
+    async def _start_encoder(self) -> ModelFacts:
+        """Start llama.cpp, and embed what is known. Raises `EngineError`."""
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
+        began_s = time.monotonic()
+        await self._process.start()
+        self._watch = loop.create_task(self._watch_process())
+        loaded_s = time.monotonic()
+        known = read_known_answers(self._folder)
+        if known is None or not known.embeddings:
+            raise EngineError("the model has no known answers; prepare it anew (thrifty apply)")
+        found = await self.embed([one.prompt for one in known.embeddings])
+        size = len(found[0]) // FLOAT_BYTES
+        vectors = [struct.unpack(f"<{size}f", one) for one in found]
+        fault = judge_embeddings(known.embeddings, vectors)
+        if fault:
+            raise EngineError(fault)
+        return ModelFacts(
+            family=self._family,
+            context_length=self._settings.context,
+            embedding_size=size,
+            facts={"load_s": loaded_s - began_s, "warm_up_s": time.monotonic() - loaded_s},
         )
 
     def submit(
@@ -181,8 +223,21 @@ class LlamaCppBackend:
             found.task.cancel()
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
-        """Refused: only decoders are served. Raises `EngineError`."""
-        raise EngineError("this engine serves no embeddings")
+        """The embedding of each input, of length 1. Raises `EngineError`."""
+        if not self._settings.embeds:
+            raise EngineError("this model serves no embeddings")
+        if self._failed.done():
+            raise EngineError(f"the engine died: {self._failed.result()}")
+        found: list[bytes] = []
+        self._embedding += 1
+        try:
+            for place in range(0, len(inputs), EMBEDDED_AT_ONCE):
+                part = inputs[place : place + EMBEDDED_AT_ONCE]
+                answer = await self._process.ask(EMBEDDINGS_PATH, {"input": part})
+                found += read_embeddings(answer, len(part))
+        finally:
+            self._embedding -= 1
+        return found
 
     def load(self) -> Load:
         """How busy it is."""
@@ -191,6 +246,8 @@ class LlamaCppBackend:
             for number in self._running
             if (job := self._jobs.get(number)) is not None
         )
+        if self._settings.embeds:
+            return Load(self._embedding, 0, 0.0, {})
         room = self._settings.slots * self._settings.context
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
         return Load(

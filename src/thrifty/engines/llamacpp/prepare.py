@@ -49,27 +49,32 @@ from thrifty.engines.known_answers import (
     TEXTS,
     TOP,
     KnownAnswers,
+    KnownEmbedding,
     KnownToken,
     write_known_answers,
 )
 from thrifty.engines.llamacpp.backend import find_whole_token
 from thrifty.engines.llamacpp.options import GGML_TYPES, SCHEMES
 from thrifty.engines.llamacpp.process import LlamaProcess
+from thrifty.engines.llamacpp.requests import EMBEDDINGS_PATH, read_embeddings
 from thrifty.engines.llamacpp.scoring import Scorer
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.errors import ArtifactError, EngineError, FormatRefused
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import Format, OnProgress, Progress
+from thrifty.types import Family, Format, OnProgress, Progress
 
 RECIPE_VERSION = 1
 """Raised when the result changes, so that models are prepared again."""
 NOTE = "llamacpp.json"
 TRIAL_CONTEXT = 512
+POOLED, RANKS = (1, 2, 3), 4
+"""GGUF's numbers for pooling: by the mean, the first or the last token; and for rerankers."""
 DIGITS = 3
 """Decimal places of known log-probabilities: far fewer than the tolerance needs."""
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "Q4_0": 2}
 """What `general.file_type` says, by llama.cpp's numbers."""
-_KEEPS_FLOATS = ("ffn_gate_inp", "ssm_", "conv", "time_mix", "pos_embd", "token_types", "rel_b")
+_KEEPS_FLOATS = ("ffn_gate_inp", "ssm_", "conv", "time_mix", "pos_embd", "position_embd",
+                 "token_types", "rel_b")  # fmt: skip
 """Parts of the names of matrices that llama.cpp computes in floats: small ones and routers."""
 
 
@@ -175,17 +180,27 @@ async def _finish(
     """
     ggufs = find_ggufs(target)
     file = GgufFile(ggufs[0])
+    encoder = artifact.description.family is Family.ENCODER
+    if encoder:
+        _refuse_pooling(file)
     settings = WorkerSettings(
-        model=str(ggufs[0]), threads=threads, slots=1, context=TRIAL_CONTEXT, prefix_cache=False
-    )
+        model=str(ggufs[0]), threads=threads, slots=1, prefix_cache=False, embeds=encoder,
+        context=min(TRIAL_CONTEXT, artifact.description.context_length or TRIAL_CONTEXT),
+    )  # fmt: skip
     process = LlamaProcess(python, settings)
     try:
         await process.start()
         tokenizer = await _write_tokenizer(source, target, artifact, file, process)
-        known = await _answer(process, tokenizer)
+        known = await (_embed if encoder else _answer)(process, tokenizer)
     finally:
         await process.stop()
     write_known_answers(target, known)
+    if encoder:
+        length = int(file.get("context_length", 0))
+        _write_note(
+            target, {"context_length": length, "kv_values_per_token": 0, "eos_token_ids": []}
+        )
+        return
     ends = [
         *_read_named_ends(file),
         *(read_ends(source) if artifact.description.format is Format.SAFETENSORS else ()),
@@ -197,7 +212,39 @@ async def _finish(
         "eos_token_ids": list(dict.fromkeys(ends)),
         "kv_values_per_token": count_kv_values(file),
     }
+    _write_note(target, note)
+
+
+def _write_note(target: Path, note: dict[str, Any]) -> None:
     (target / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def _refuse_pooling(file: GgufFile) -> None:
+    """Raise `FormatRefused` for a GGUF that does not embed whole texts."""
+    pooling = int(file.get("pooling_type", 0))
+    if pooling == RANKS:
+        raise FormatRefused(
+            f"{file.path} ranks documents (a reranker), and there is no route for that; serve it with "
+            "llama-server by itself"
+        )
+    if pooling not in POOLED:
+        raise FormatRefused(
+            f"{file.path} does not say how the tokens of a text are pooled into its embedding; convert "
+            "the model again, with its pooling, or use its safetensors with the engine 'openvino'"
+        )
+
+
+async def _embed(process: LlamaProcess, tokenizer: TextTokenizer) -> KnownAnswers:
+    """The embeddings of the texts of the known-answer test, as llama.cpp computes them here."""
+    prompts = [tokenizer.encode(text)[:MOST_TOKENS] for text in TEXTS]
+    answer = await process.ask(EMBEDDINGS_PATH, {"input": prompts})
+    known = []
+    for prompt, data in zip(prompts, read_embeddings(answer, len(prompts)), strict=True):
+        vector = np.frombuffer(data, "<f4")
+        if not np.isfinite(vector).all() or not vector.any():
+            raise EngineError("the model's embeddings are no finite numbers; fetch it again")
+        known.append(KnownEmbedding(prompt, [round(float(one), DIGITS) for one in vector]))
+    return KnownAnswers(embeddings=known)
 
 
 def _read_named_ends(file: GgufFile) -> list[int]:

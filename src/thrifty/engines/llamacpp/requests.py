@@ -5,13 +5,16 @@ https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from thrifty.engines.llamacpp.gbnf import translate
 from thrifty.engines.server.backend import Ranked, Sampling
+from thrifty.errors import EngineError
 
 PATH = "/completion"
+EMBEDDINGS_PATH = "/v1/embeddings"
 LEAST_TEMPERATURE = 1e-5
 """Below it, the likeliest token is taken."""
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
@@ -77,6 +80,14 @@ def make_probe(
         "logit_bias": [] if token is None else [[token, CERTAIN]],
         "n_probs": max(1, top),
     }
+
+
+def read_embeddings(answer: dict[str, Any], count: int) -> list[bytes]:
+    """The vectors in an answer, as little-endian float32. Raises `EngineError`."""
+    found = sorted(answer.get("data") or (), key=lambda one: int(one["index"]))
+    if len(found) != count:
+        raise EngineError(f"llama.cpp gives {len(found)} embeddings for {count} texts")
+    return [struct.pack(f"<{len(one['embedding'])}f", *one["embedding"]) for one in found]
 
 
 def read_scores(event: dict[str, Any]) -> list[tuple[int, float, Ranked]]:

@@ -24,3 +24,5 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     lookup_match: int = 12
     draft_tokens: int = 16
     draft_model: str = ""
+    embeds: bool = False
+    """Whether it embeds texts, and generates nothing."""

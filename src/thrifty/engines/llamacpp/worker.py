@@ -77,6 +77,10 @@ def make_parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     given.endpoint_slots = given.endpoint_props = False
     given.endpoint_metrics = True
     given.verbosity = ERRORS
+    if settings["embeds"]:
+        given.embedding = True
+        # A text is embedded in one step.
+        given.n_ubatch = given.n_batch = max(settings["chunk"], settings["context"])
     if settings["speculation"] != "none":
         speculate(xllamacpp, given, settings)
     return given

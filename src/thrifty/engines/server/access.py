@@ -6,6 +6,7 @@ import hmac
 
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.errors import EngineError
+from thrifty.http.certificates import GATEWAY, name_part
 from thrifty.http.exchange import Exchange, Handler
 from thrifty.openai.errors import AUTHENTICATION, WireError
 
@@ -34,12 +35,21 @@ def check_access(host: str, key: str | None) -> None:
         )
 
 
-def require_key(handle: Handler, key: str) -> Handler:
-    """`handle` for requests that carry `key` as `Authorization: Bearer`; a 401 for others."""
-    expected = key.encode()
+def require_key(handle: Handler, key: str, *, certificate: bool = False) -> Handler:
+    """`handle` for requests that carry `key` as `Authorization: Bearer`, and with `certificate` come
+    from a gateway with a certificate of this fleet; a 401 for others.
+    """
+    expected, gateway = key.encode(), name_part(GATEWAY)
 
     async def checked(exchange: Exchange) -> None:
         if exchange.path not in OPEN_PATHS:
+            if certificate and gateway not in exchange.peer_names:
+                raise WireError(
+                    401,
+                    "This replica needs a certificate of a gateway of its fleet.",
+                    type=AUTHENTICATION,
+                    code="certificate_required",
+                )
             value = exchange.headers.get(b"authorization", b"")
             given = value[len(_BEARER) :].strip() if value[:7].lower() == _BEARER else b""
             if not hmac.compare_digest(given, expected):

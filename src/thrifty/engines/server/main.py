@@ -11,8 +11,11 @@ from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE
 from thrifty.engines.server.access import check_access, require_key
 from thrifty.engines.server.app import ModelServer
 from thrifty.errors import EngineError, ThriftyError
+from thrifty.http.exchange import Handler
+from thrifty.http.origin import FLEET_SCHEME
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer, ServerLimits
+from thrifty.http.tls import load_replica_side
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +34,19 @@ def serve_model(server: ModelServer, port: int) -> int:
 
     async def main(stopping: asyncio.Event) -> int:
         check_access(host, key)
-        handle = server.handle if key is None else require_key(server.handle, key)
+        # A replica that only this machine can reach has no key, and nobody to prove anything to.
+        tls = load_replica_side() if key is not None else None
+        handle: Handler = server.handle
+        if key is not None:
+            handle = require_key(handle, key, certificate=tls is not None)
         http = HttpServer(handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
         try:
-            listening_on = await http.start(host, port)
+            listening_on = await http.start(host, port, tls=tls)
         except OSError as error:
             report_error(f"cannot listen on {host}:{port}: {error.strerror}")
             return ADDRESS_IN_USE
-        log.info("listening on http://%s:%d", host, listening_on)
+        scheme = "http" if tls is None else FLEET_SCHEME
+        log.info("listening on %s://%s:%d", scheme, host, listening_on)
         failure = await _serve(server, stopping)
         if failure is not None:
             report_error(str(failure))

@@ -43,6 +43,7 @@ from thrifty.engines.vllm.options import CAPACITY, TUNABLE, VllmOptions
 from thrifty.engines.vllm.packages import (
     ask_version,
     find_environment,
+    find_given_python,
     find_platform_fault,
     find_version,
     has_gpu,
@@ -65,7 +66,7 @@ GPU_MEMORY_SHARE = 0.9
 def _find_absence() -> str | None:
     """Why `auto` leaves it out: it takes gigabytes, which nobody asked for."""
     environment = find_environment(find_home())
-    if environment.installed:
+    if environment.installed or find_given_python() is not None:
         return None
     return f"it is not installed: thrifty engines install vllm ({environment.say_size()})"
 
@@ -141,13 +142,18 @@ class VllmEngine:
     def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
         """Whether this model, with these options, can run here."""
         problems = check_options(self, spec)
-        fault = find_platform_fault(machine)
+        elsewhere = spec.engine.image is not None
+        fault = None if elsewhere else find_platform_fault(machine)
         if fault:
             problems.append(Problem("engine", fault))
         if problems:
             return problems
         options: VllmOptions = parse_options(self, spec)
-        problems = _check_options(options)
+        problems = [] if elsewhere else _check_options(options)
+        gpus = spec.replicas.gpus
+        if gpus is not None and options.tensor_parallel > gpus:
+            message = f"spreads each copy over more GPUs than 'replicas.gpus' gives it ({gpus})"
+            problems.append(Problem("engine.tensor_parallel", message))
         if spec.replicas.standby == "parked" and not options.sleep:
             problems.append(
                 Problem(
@@ -180,7 +186,7 @@ class VllmEngine:
                     f"{limit}; ask for no more than that",
                 )
             ]
-        return [] if has_gpu() else _check_memory(spec, options, artifact)
+        return [] if elsewhere or has_gpu() else _check_memory(spec, options, artifact)
 
     def prepare(
         self,
@@ -190,7 +196,7 @@ class VllmEngine:
         machine: Machine,
         on_progress: OnProgress,
     ) -> Served:
-        """Install vLLM where that is needed, and convert a GGUF to a checkpoint, each once."""
+        """Install vLLM where that is needed (an image holds it already), and convert a GGUF to a checkpoint, each once."""
         from thrifty.engines.plain_checkpoint import make_plain
 
         if model is None:
@@ -198,9 +204,10 @@ class VllmEngine:
         options: VllmOptions = parse_options(self, spec)
         version, artifact = model
         name = spec.name or version.name
-        if options.python is not None:
+        elsewhere = spec.engine.image is not None
+        if options.python is not None and not elsewhere:
             ask_version(Path(options.python))
-        else:
+        elif find_given_python() is None and not elsewhere:
             find_environment(find_home()).install_for(store, on_progress)
         version, artifact = make_plain(store, version, artifact, on_progress)
         if not store.has(artifact.id):
@@ -291,13 +298,15 @@ class VllmEngine:
 
 def _find_python(options: VllmOptions) -> Path:
     """The interpreter that has vLLM. Raises `EngineError`."""
-    if options.python is not None:
-        return Path(options.python)
+    given = options.python or find_given_python()
+    if given is not None:
+        return Path(given)
     environment = find_environment(find_home())
     if not environment.installed:
         raise EngineError(
             "vLLM is not installed (any more); install it: thrifty engines install vllm "
-            f"({environment.say_size()})"
+            f"({environment.say_size()}). In a container, take an image that holds it "
+            "(docs/deploy/image.md)"
         )
     return environment.python
 

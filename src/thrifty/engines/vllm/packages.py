@@ -21,6 +21,8 @@ from thrifty.errors import EngineError
 from thrifty.home import Home
 
 _HERE = Path(__file__).parent
+PYTHON_VARIABLE = "THRIFTY_VLLM_PYTHON"
+"""Names an interpreter that has vLLM where the spec names none: an image that holds vLLM sets it."""
 NVIDIA = Path("/dev/nvidiactl")
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ASK_TIMEOUT_S = 60.0
@@ -71,6 +73,12 @@ def read_known() -> dict[str, Any]:
     """`parser.json`: version, command line and architectures of the pinned vLLM."""
     known: dict[str, Any] = json.loads((_HERE / "parser.json").read_text(encoding="utf-8"))
     return known
+
+
+def find_given_python() -> Path | None:
+    """The interpreter that `PYTHON_VARIABLE` names."""
+    given = os.environ.get(PYTHON_VARIABLE)
+    return Path(given) if given else None
 
 
 def find_version(home: Home) -> str | None:

@@ -157,6 +157,8 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
     metrics.version_weight.labels(*own).set(version.row.weight)
     concurrency = version.concurrency
     metrics.held.labels(*own).set(version.held)
+    at_replicas = sum(replica.in_flight for replica in version.replicas.values())
+    metrics.demand.labels(*own).set(at_replicas + version.waiting + len(concurrency.queue))
     if version.settings.wakes:
         metrics.wakes.labels(*own).set(version.wakes)
         metrics.start_seconds.labels(*own).set(version.start_s)

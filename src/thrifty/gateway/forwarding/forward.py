@@ -81,6 +81,7 @@ log = logging.getLogger(__name__)
 MAX_SENDS = 2
 MAX_CONNECTS = 5
 BACKOFF_S = 0.05
+MAX_BACKOFF_S = 0.5
 
 
 class ClientGone(Exception):
@@ -179,6 +180,7 @@ class Forwarder:
         body = prepare_body(call, version)
         tried: set[str] = set(call.avoid)
         sends = connects = 0
+        refused_s = 0.0
         if flight is not None:
             # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
@@ -202,7 +204,8 @@ class Forwarder:
             except ConnectFailed as error:
                 failure: Exception = error
                 connects += 1
-                last_chance = connects >= MAX_CONNECTS
+                refused_s = refused_s or begun_s
+                last_chance = connects >= MAX_CONNECTS and not _may_come(version, sends, refused_s)
             except (NoResponse, BrokenResponse, ReplicaError) as error:
                 failure = error
                 sends += 1
@@ -228,7 +231,9 @@ class Forwarder:
                 call.admitted.deadline_s = 0.0  # followers without a deadline wait for it
             if call.priority and (flight is None or not flight.followers):
                 last_chance = True  # the batch itself retries later
-            if last_chance or not self._budget.spend():
+            # Where servers start on demand, trying again costs nobody anything.
+            comes = not last_chance and _may_come(version, sends, refused_s)
+            if last_chance or not (comes or self._budget.spend()):
                 raise make_error(failure, call)
             log.info(
                 "%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure,
@@ -241,7 +246,7 @@ class Forwarder:
                 target = call.placed
                 call.target = replace(target, refused=target.refused | {version.label})
                 raise NoReplica
-            await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
+            await asyncio.sleep(min(BACKOFF_S * (sends + connects - 1), MAX_BACKOFF_S))
 
     def _pick_at_once(self, call: Call, version: Version, tried: set[str]) -> Replica | None:
         """A ready replica for a call that has not failed anywhere, if there is one."""
@@ -264,7 +269,11 @@ class Forwarder:
                     return self._pick(call, version, candidates)
                 if candidates:
                     # The only replica has just failed; it is retried after a pause.
-                    await version.wait_ready(0.3)
+                    version.waiting += 1
+                    try:
+                        await version.wait_ready(0.3)
+                    finally:
+                        version.waiting -= 1
                     tried.clear()
                     continue
                 tried.clear()
@@ -513,6 +522,13 @@ class Forwarder:
             limit_s = limits.idle_timeout_s if answer.held_bytes else limits.first_token_timeout_s
             if now_s - answer.received_s > limit_s:
                 _interrupt(answer, f"the replica sent nothing for {limit_s:g} s")
+
+
+def _may_come(version: Version, sends: int, refused_s: float) -> bool:
+    """Whether a call that nobody has taken since `refused_s` waits on: others start the servers."""
+    if not version.settings.on_demand or sends or not refused_s:
+        return False
+    return time.perf_counter() - refused_s < find_patience(version)
 
 
 def _require_listener(call: Call, flight: SingleFlight | None) -> None:

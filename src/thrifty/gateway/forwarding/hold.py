@@ -54,8 +54,8 @@ def has_alternative(call: Call) -> bool:
 
 def find_patience(version: Version) -> float:
     """How long a request waits for a slot, or for a version at zero to wake, in seconds."""
-    limits = version.limits
-    return limits.wake_timeout_s if version.asleep else limits.wait_timeout_s
+    limits, starts = version.limits, version.asleep or version.settings.on_demand
+    return limits.wake_timeout_s if starts else limits.wait_timeout_s
 
 
 def cancel_unless_followed(flight: SingleFlight) -> Callable[[], None]:
