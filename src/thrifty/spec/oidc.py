@@ -119,7 +119,7 @@ class OidcSpec(Section):
             raise ValueError(f"also needs {' and '.join(repr(name) for name in missing)}")
         if self.issuer is not None and self.roles.empty:
             raise ValueError("gives nobody a role; write, say, 'roles: {viewer: \"*\"}'")
-        if self.issuer is None and self.model_fields_set - {"issuer", "client_id", "url"}:
+        if self.issuer is None and self != OidcSpec.model_construct():
             raise ValueError("needs 'issuer', 'client_id' and 'url'")
         return self
 
