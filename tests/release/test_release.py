@@ -19,13 +19,21 @@ from thrifty.db import open_database
 from thrifty.db.audit import verify_audit
 from thrifty.db.changes import note_change
 from thrifty.db.desired import read_desired, read_history
-from thrifty.db.releases import drop_held, read_events, read_held, read_outcomes
+from thrifty.db.fleet import read_fleet
+from thrifty.db.releases import (
+    HeldConversations,
+    drop_held,
+    read_events,
+    read_held,
+    read_outcomes,
+)
 from thrifty.errors import ControlError
 from thrifty.gateway.routing.registry import make_policy
-from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.deployment import Deployment, merge_deployment
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.home import Home
+from thrifty.openai.conversations import choose_version
 from thrifty.release.manage import (
     abort_release,
     move_release,
@@ -193,6 +201,32 @@ async def test_conversations_under_way_at_a_step_stay_in_every_gateway(world: Wo
     finally:
         for reader in readers:
             reader.stop()
+
+
+def test_what_is_held_by_a_rise_is_not_moved_by_a_fall_before_it_is_told(world: World) -> None:
+    world.prepare()
+    (row,) = read_fleet(world.database).deployments
+
+    def step(before: Deployment | None, new: float, kept: str) -> Deployment:
+        weights = {"old": 1 - new, "new": new}
+        versions = [replace(one, weight=weights[one.label]) for one in row.versions]
+        there = merge_deployment(before, replace(row, versions=tuple(versions)), make_policy)
+        there.hold(HeldConversations("m", 0.0, 60.0, {kept: 1.0}, frozenset()), changed=True)
+        return there
+
+    first = step(None, 0.0, "old")
+    names = [world.name() for _ in range(60)]
+    for name in names:
+        first.find_answering(name)
+    second = step(first, 0.9, "old")
+    assert {second.choose(name).label for name in names} == {"old"}
+    assert second.unreported
+    third = step(second, 0.1, "new")
+    assert {
+        third.choose(name).label
+        for name in names
+        if choose_version(name, [("old", 0.9), ("new", 0.1)])[0] == "old"
+    } == {"old"}
 
 
 def test_it_owns_the_weights_until_it_is_forced(world: World) -> None:

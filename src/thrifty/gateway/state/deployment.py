@@ -49,12 +49,12 @@ class Deployment:
         if held is None or not any(weight > 0 for _, weight in self._held_weights):
             self._held = self.unreported = frozenset()
             return
-        self._held = held.hashes | self.unreported
-        if changed:
-            self._held |= self._find_moved(held.keep_s)
-        self.unreported = (
-            self._held - held.hashes if len(self._held) > len(held.hashes) else frozenset()
-        )
+        self._held = held.hashes
+        # Those of a step before are found again, as far as they are held by these weights, too.
+        own = self._find_moved(held.keep_s) if changed else self.unreported
+        self.unreported = own - held.hashes
+        if self.unreported:
+            self._held = held.hashes | self.unreported
 
     def _find_moved(self, keep_s: float) -> frozenset[str]:
         """Recent conversations that the weights move from the versions they are held on."""
