@@ -5,7 +5,8 @@ the provider's published keys, which are read again when a token names an unknow
 audience, times and nonce are checked as OpenID Connect Core 3.1.3.7 asks. Tokens are used once and
 kept nowhere.
 
-Everything here blocks; callers use threads. `authlib` and `joserfc` are imported on first use.
+Everything here blocks; callers use threads. `requests`, `authlib` and `joserfc` are imported on
+first use: gateways where nobody signs in this way do without.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-import requests
 
 from thrifty.db.sign_ins import NAME_PREFIX, Person
 from thrifty.errors import ThriftyError
@@ -139,6 +139,7 @@ class Provider:
 
     def _exchange(self, code: str, challenge: Challenge) -> Mapping[str, Any]:
         """The tokens for a code."""
+        import requests
         from authlib.common.errors import AuthlibBaseError
 
         endpoint = self._find_endpoint("token_endpoint")
@@ -267,6 +268,8 @@ class Provider:
 
     def _fetch(self, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A JSON object of the provider."""
+        import requests
+
         try:
             with requests.get(
                 url, headers=dict(headers or {}), timeout=TIMEOUT_S, allow_redirects=False,
