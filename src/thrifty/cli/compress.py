@@ -55,6 +55,8 @@ def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
         "stages": [
             {
                 "stage": stage.name,
+                "step": stage.planned.step,
+                "steps": stage.planned.steps,
                 "name": stage.version.label,
                 "bytes": stage.artifact.size_bytes,
                 "recipe": stage.version.lineage.recipe,
@@ -93,7 +95,7 @@ def _row(stage: Stage) -> tuple[str, ...]:
         name = worst.values["domain"] if worst is not None else ""
         quality = (name, *format_divergence(worst.values if worst is not None else None))
     return (
-        stage.name,
+        stage.planned.title,
         stage.version.label,
         format_bytes(stage.artifact.size_bytes),
         *quality,

@@ -230,6 +230,14 @@ def compress(
     prune: Annotated[
         float | None, typer.Option(help="The share of the parameters to keep, such as 0.8.")
     ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="In how many steps to prune, each followed by an equal part of --distill. auto: as "
+            "few as take at most a third at a time. Default: 1.",
+        ),
+    ] = None,
     distill: Annotated[
         str | None,
         typer.Option(
@@ -276,6 +284,7 @@ def compress(
 
     flags = {
         "compress.prune.parameters": prune,
+        "compress.prune.steps": steps,
         "compress.distill.time" if is_time(distill or "") else "compress.distill.tokens": distill,
         "compress.quantize.scheme": quantize,
         "compress.quantize.bits": bits,
