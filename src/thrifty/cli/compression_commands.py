@@ -34,8 +34,9 @@ def evaluate(
         typer.Option(
             "--domain",
             help="A use to evaluate on: a set, a file (.txt, or .jsonl with 'messages' or 'text'), "
-            "NAME=FILE, or NAME=log:DEPLOYMENT. Default, where nothing else is named: chat, "
-            "encyclopedia, web, code and questions.",
+            "NAME=FILE, or NAME=log:DEPLOYMENT; for encoders a file may have 'texts' in pairs. Default, "
+            "where nothing else is named: chat, encyclopedia, web, code and questions; for encoders wiki "
+            "and pairs.",
         ),
     ] = None,
     text: Annotated[
@@ -262,7 +263,7 @@ def compress(
         list[str] | None,
         typer.Option(
             help="A domain to judge by: a set, a file, or NAME=FILE. Default: chat, encyclopedia, "
-            "web, code and questions."
+            "web, code and questions; for encoders wiki and pairs."
         ),
     ] = None,
     tasks: Annotated[
@@ -384,7 +385,7 @@ def compare(
             "--domain",
             "--text",
             help="A use to compare on, as in `evaluate`. Default: those that most of them were "
-            "measured on, or chat, encyclopedia, web, code and questions.",
+            "measured on, or those of `evaluate`.",
         ),
     ] = None,
     tokens: Annotated[

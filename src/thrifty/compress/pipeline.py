@@ -51,9 +51,8 @@ from thrifty.evaluate.answers_text import summarize_answers
 from thrifty.evaluate.gate import MAX_DROP, Verdict, judge_measured, record_verdict
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
-from thrifty.evaluate.run import DOMAIN_TOKENS
+from thrifty.evaluate.run import DOMAIN_TEXTS, DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
-    HELD_OUT_TEXTS,
     EvaluationSuite,
     describe_missing,
     describe_no_domain,
@@ -288,7 +287,7 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
     if compress.tasks or compress.held_out_tokens is not None:
         raise CompressionError(
             f"{version.label} is an encoder; it is evaluated on the embeddings of "
-            f"{HELD_OUT_TEXTS:,} held-out passages; remove compress.tasks and "
+            f"{DOMAIN_TEXTS:,} texts of each domain; remove compress.tasks and "
             "compress.held_out_tokens"
         )
 

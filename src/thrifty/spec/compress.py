@@ -322,7 +322,7 @@ class CompressSpec(Section):
         description="The domains to judge by, none of which `text` may hold: sets, files (plain, or "
         ".jsonl with `messages` or `text`), or `NAME=FILE`. Default: `chat`, `encyclopedia`, `web`, "
         "`code` and `questions`; the first and the last only for models with a chat template; for "
-        "encoders `wiki`.",
+        "encoders `wiki` and `pairs`. For encoders, a file may have lines of two `texts`, too.",
     )
     held_out_tokens: Count | None = Field(
         None, ge=64, description="At most so many tokens of each domain are used. Default: 4096."
