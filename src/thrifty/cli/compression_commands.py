@@ -329,7 +329,13 @@ def optimize(
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        typer.Option(help="What this machine costs an hour. Default: 1, and costs are relative."),
+        typer.Option(
+            help="What this machine costs an hour. Default: what the spec says that was applied in "
+            "this home (price_per_hour, machine), else costs are relative."
+        ),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A spec that says what this machine costs an hour.")
     ] = None,
     domains: Annotated[
         list[str] | None,
@@ -366,8 +372,8 @@ def optimize(
 
     run_optimize(
         model, max_drop=max_drop, slo=slo, load=load, budget=budget, out=out,
-        price_per_hour=price_per_hour, domains=domains or (), text=text or (), questions=questions,
-        again=again, report=report, png=png, as_json=as_json,
+        price_per_hour=price_per_hour, spec=spec, domains=domains or (), text=text or (),
+        questions=questions, again=again, report=report, png=png, as_json=as_json,
     )  # fmt: skip
 
 

@@ -148,9 +148,8 @@ class Evaluation:
 
     def describe_domains(self) -> dict[str, dict[str, Any]]:
         """What was measured on each domain, as plain data."""
-        return {
-            name: asdict(one) for name, one in [*self.domains.items(), *self.agreements.items()]
-        }
+        found = {name: asdict(one) for name, one in self.domains.items()}
+        return found | {name: asdict(one) for name, one in self.agreements.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The output of `thrifty evaluate --json`."""
