@@ -40,6 +40,9 @@ FIRST_EVALUATION_S, MOST_BETWEEN_S, EVALUATION_SHARE = 25.0, 120.0, 0.1
 """A training with a deadline is evaluated after so many seconds, then at twice the time, but at
 least so often; less often where an evaluation would take more than this share of the time."""
 FORECAST_EVERY_S = 60.0
+EARLIEST_STOP = 0.5
+"""Where the end is known, evaluations without improvement count from this share of the steps on:
+while the learning rate is high, held-out losses may rise that then fall below where they began."""
 
 
 class Trainer:
@@ -367,7 +370,8 @@ class Trainer:
             epoch += 1
 
     def _stalled(self) -> bool:
-        evaluations = [step for step, _ in self.state.held_out if step > self.state.best_step]
+        counted = max(self.state.best_step, EARLIEST_STOP * (self.steps or 0))
+        evaluations = [step for step, _ in self.state.held_out if step > counted]
         return len(evaluations) >= self._training.patience
 
     def _check(self, loss: float) -> None:

@@ -142,14 +142,15 @@ def require_memory(
 
     Counted are the weights, the gradients and the optimizer's two moments in float32, and the
     activations that layers keep for the backward pass: about 70 bytes for each token and channel,
-    and 10 bytes for each head and pair of tokens. `frozen_copies` of the model stay as they were.
+    and 10 bytes for each head and pair of tokens. With LoRA, frozen weights are there in 16 bits, too.
+    `frozen_copies` of the model stay as they were.
     """
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
     if training.checkpointing:
         kept += (shape.layers - 1) * window * 4 * shape.hidden_size
     else:
         kept *= shape.layers
-    weights = parameters * (4.5 if training.lora_rank else 20 if training.averages else 16)
+    weights = parameters * (6.5 if training.lora_rank else 20 if training.averages else 16)
     weights += 4 * frozen_copies * parameters
     needed = round(weights + training.micro_batch * kept)
     free = available_memory_bytes()
