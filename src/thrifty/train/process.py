@@ -143,8 +143,8 @@ def require_memory(
 
     Counted are the weights, the gradients and the optimizer's two moments in float32, and the
     activations that layers keep for the backward pass: about 70 bytes for each token and channel,
-    and 10 bytes for each head and pair of tokens. With LoRA, there are frozen weights in 16 bits, too.
-    `frozen_copies` of the model stay as they were.
+    and 10 bytes for each head and pair of tokens. With LoRA, frozen weights are kept in 16 bits,
+    too. `frozen_copies` of the model stay as they were.
     """
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
     if training.checkpointing:
