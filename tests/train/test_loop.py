@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ class Curve:
         self.losses = list(losses)
         self.details: dict[str, float] = {}
         self.measured = 0
+        self.concurrent = False
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        pass
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         return model(torch.ones(1, 2)).square().mean(), len(numbers)
@@ -71,6 +76,66 @@ def test_training_that_gains_nothing_ends_early(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="improved nothing"):
         trainer.run()
     assert trainer.state.step == 36
+
+
+class Squares:
+    """Examples of different sizes, each of which pulls the weights its own way."""
+
+    unit, examples, example_tokens, held_out_tokens, domains = "nats", 6, 4, 4, ("",)
+
+    def __init__(self, *, concurrent: bool) -> None:
+        self.concurrent = concurrent
+        self.details: dict[str, float] = {}
+        self.prepared: set[int] = set()
+        self.threads: set[str] = set()
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        self.prepared.update(numbers)
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        assert self.prepared.issuperset(numbers)
+        self.threads.add(threading.current_thread().name)
+        rows = torch.stack([torch.arange(4.0) * number - 3 for number in numbers])
+        return (model(rows) - 1).square().mean(), len(numbers) * 4
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        return len(numbers)
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        return {"": (float((model(torch.ones(1, 4)) - 1).square().mean()), 1)}
+
+
+def test_micro_batches_at_once_give_the_same_gradients(tmp_path: Path) -> None:
+    """Several threads, and one after the other: the same weights after the same steps."""
+    settings = LoopSettings(steps=3, batch_examples=5, micro_batch=2, learning_rate=1e-2)
+    found = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for name, at_once, concurrent in (("one", 1, True), ("all", 4, True), ("no", 4, False)):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(
+                torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+            )
+            objective = Squares(concurrent=concurrent)
+            (tmp_path / name).mkdir()
+            trainer = Trainer(
+                model, objective, settings, tmp_path / name, accelerate.Accelerator(cpu=True),
+                at_once=at_once,
+            )  # fmt: skip
+            assert trainer.run()
+            used = {name for name in objective.threads if name.startswith("micro-batch")}
+            assert bool(used) == (name == "all")
+            found.append((trainer.state.losses, [p.detach().clone() for p in model.parameters()]))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    for losses, weights in found[1:]:
+        assert losses == pytest.approx(found[0][0])
+        for one, other in zip(weights, found[0][1], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_lora_computes_with_the_frozen_matrix_of_autocast() -> None:
