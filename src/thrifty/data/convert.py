@@ -186,8 +186,8 @@ def convert_passages(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def convert_pairs(records: Iterator[Record]) -> Iterator[Record]:
-    """Questions with what answers them, and summaries with their articles: `score` is 1. Two records
-    of a kind then exchange their second texts: `score` is 0.
+    """Questions with what answers them, and summaries with their articles: `score` is 1. Two
+    records of a kind then exchange their second texts: `score` is 0.
 
     In a fixed random order, the kinds in turn.
     """

@@ -1,7 +1,8 @@
 """The quality of stored models relative to a reference, recorded with each model and reused.
 
-Models are measured on domains, one measurement for each. A measurement records what it was made on: the reference, the data and how much of it, the engine,
-the processor and its features (8-bit arithmetic differs from one to the next).
+Models are measured on domains, one measurement for each. A measurement records what it was made on:
+the reference, the data and how much of it, the engine, the processor and its features (8-bit
+arithmetic differs from one to the next).
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def _rank(detail: TokenDetail, tokenizer: TextTokenizer) -> dict[str, float] | N
 
 
 def name_token(token_id: int, tokenizer: TextTokenizer) -> str:
-    """What a completion's `logprobs` call a token: its text; for a part of a character its bytes, which keeps such tokens apart."""
+    """What a completion's `logprobs` call a token: its text; for a part of a character its bytes,
+    which keeps such tokens apart.
+    """
     raw = tokenizer.token_bytes(token_id)
     try:
         return raw.decode()
