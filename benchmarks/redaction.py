@@ -40,7 +40,27 @@ NAMES = ("person", "name", "name_male", "name_female", "first_name", "last_name"
 PLACES = ("address", "street_name", "building_number", "secondary_address", "city", "postcode",
           "zipcode", "state_abbr", "country")  # fmt: skip
 """Of which addresses are made; `address` is a whole one."""
-TITLES = frozenset("mr mrs ms miss mx dr prof jr sr ii iii iv v md dds dvm phd".split())
+TITLES = frozenset(
+    (
+        "mr",
+        "mrs",
+        "ms",
+        "miss",
+        "mx",
+        "dr",
+        "prof",
+        "jr",
+        "sr",
+        "ii",
+        "iii",
+        "iv",
+        "v",
+        "md",
+        "dds",
+        "dvm",
+        "phd",
+    )
+)
 MARK = re.compile(rf"<({'|'.join(Kind)})_[a-z]{{8}}>")
 WORD = re.compile(r"\w+")
 MAKER = r"""
@@ -160,7 +180,7 @@ def align(text: str, redacted: str) -> list[tuple[str, int, int]]:
     written = [re.escape(parts[0])]
     for kind, part in zip(parts[1::2], parts[2::2], strict=True):
         # A name's pseudonyms stand for one word each.
-        written.append(r"([^\W\d_](?:[^\W\d_]|['’\-])*)" if kind == "NAME" else "(.+?)")
+        written.append(r"([^\W\d_](?:[^\W\d_]|['\u2019\-])*)" if kind == "NAME" else "(.+?)")
         written.append(re.escape(part))
     match = re.fullmatch("".join(written), text, re.DOTALL)
     if match is None:

@@ -187,7 +187,7 @@ class _Passages(NamedTuple):
     names: re.Pattern[str] | None
 
 
-_NAME_WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")
+_NAME_WORD = re.compile(r"[^\W\d_]+(?:['\u2019\-][^\W\d_]+)*")
 
 
 def _compile(passages: Sequence[str]) -> re.Pattern[str] | None:

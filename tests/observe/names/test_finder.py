@@ -36,7 +36,9 @@ def test_a_model_that_is_not_there_is_said_and_nothing_is_found(
     monkeypatch.setattr("thrifty.observe.names.finder.RESTART_S", 3600.0)
     opened = NameFinder("xx_no_such_model")
     try:
-        with pytest.raises(RedactionError, match=r"names cannot be found by xx_no_such_model: .*Error"):
+        with pytest.raises(
+            RedactionError, match=r"names cannot be found by xx_no_such_model: .*Error"
+        ):
             opened.find(["Ann"])
         with pytest.raises(RedactionError, match="started anew soon"):
             opened.find(["Ann"])
@@ -48,15 +50,18 @@ def test_a_model_that_is_not_there_is_said_and_nothing_is_found(
 
 
 async def test_where_names_cannot_be_found_rows_are_kept_without_texts(tmp_path: Path) -> None:
-    async with running_echo() as url, running_gateway(
-        tmp_path, [url], prompts=True, names="xx_no_such_model"
-    ) as gateway:
+    async with (
+        running_echo() as url,
+        running_gateway(tmp_path, [url], prompts=True, names="xx_no_such_model") as gateway,
+    ):
         answer = await gateway.ask({**CHAT, "metadata": {"who": "Xochitl"}})
         assert answer.status == 200
         about = answer.json()["id"]
         said = await gateway.ask({"response_id": about, "comment": "by Xochitl"}, "/v1/feedback")
         assert (said.status, said.error["code"]) == (503, "redaction_away")
-        assert (await gateway.ask({"response_id": about, "thumbs": "up"}, "/v1/feedback")).status == 201
+        assert (
+            await gateway.ask({"response_id": about, "thumbs": "up"}, "/v1/feedback")
+        ).status == 201
 
         async def is_counted() -> bool:
             text = (await gateway.ask(b"", "/metrics", method="GET")).body.decode()
@@ -71,7 +76,9 @@ async def test_where_names_cannot_be_found_rows_are_kept_without_texts(tmp_path:
 
 @names
 @needs_extra
-def test_names_and_addresses_are_replaced_throughout_what_belongs_together(finder: NameFinder) -> None:
+def test_names_and_addresses_are_replaced_throughout_what_belongs_together(
+    finder: NameFinder,
+) -> None:
     redactor = Redactor(b"k" * 32, finder.find)
     texts = [
         "My name is Ann Garcia. I live at 12 Elm Road, Springfield, IL 62701.",
@@ -110,9 +117,10 @@ def test_a_process_that_is_killed_is_started_anew(
 @names
 @needs_extra
 async def test_no_name_reaches_the_database(tmp_path: Path) -> None:
-    async with running_echo() as url, running_gateway(
-        tmp_path, [url], prompts=True, names=MODEL
-    ) as gateway:
+    async with (
+        running_echo() as url,
+        running_gateway(tmp_path, [url], prompts=True, names=MODEL) as gateway,
+    ):
         body = {**CHAT, "metadata": {"who": "sent by Angela Merkel"}}
         about = (await gateway.ask(body)).json()["id"]
         given = {"response_id": about, "comment": "My name is Bartholomew Quux"}

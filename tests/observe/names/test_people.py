@@ -12,7 +12,28 @@ from thrifty.observe.names.people import (
     list_forms,
 )
 
-COMMON = frozenset("will may and i the a my you who not on is it here to from in of".split())
+COMMON = frozenset(
+    (
+        "will",
+        "may",
+        "and",
+        "i",
+        "the",
+        "a",
+        "my",
+        "you",
+        "who",
+        "not",
+        "on",
+        "is",
+        "it",
+        "here",
+        "to",
+        "from",
+        "in",
+        "of",
+    )
+)
 
 
 def is_common(word: str) -> bool:
@@ -26,7 +47,7 @@ def is_common(word: str) -> bool:
         ("Mr. Jean-Luc O'Neil", "Jean-Luc O'Neil"),
         ("Chris Singh - chrissingh@example.com", "Chris Singh"),
         ("Ann's", "Ann"),
-        ("J. R. Tolkien’s", "J. R. Tolkien"),
+        ("J. R. Tolkien\u2019s", "J. R. Tolkien"),
         ("Hi Ann", "Ann"),
         ("Jörg\nMüller", "Jörg"),
         ("Will", None),

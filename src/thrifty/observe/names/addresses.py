@@ -18,7 +18,7 @@ MAX_PLACES = 4
 """Places, and postal codes with a town, behind a street."""
 
 _CAPITAL = "A-ZÀ-ÖØ-ÞĄĆĘŁŃŚŹŻČŘŠŽ"
-_WORD = rf"[{_CAPITAL}][\w'’.\-]{{0,30}}"
+_WORD = rf"[{_CAPITAL}][\w'\u2019.\-]{{0,30}}"
 _ORDINAL = r"[0-9]{1,3}(?:st|nd|rd|th)"
 _PARTICLE = r"(?:am|an|der|de|del|della|di|do|da|dos|du|des|in|la|le|les|of|sur|upon|van|von)"
 _TOWN = rf"{_WORD}(?:[ \-](?:{_WORD}|{_PARTICLE}\b)){{0,4}}"
@@ -40,9 +40,7 @@ _MILITARY = rf"(?:APO|FPO|DPO){_COMMA}A[AEP]{_COMMA}{_ZIP}"
 _CANADA = rf"{_TOWN}{_COMMA}[A-Z]{{2}}{_COMMA}[A-Z][0-9][A-Z] ?[0-9][A-Z][0-9]"
 _AUSTRALIA = rf"{_TOWN}{_COMMA}(?:ACT|NSW|NT|QLD|SA|TAS|VIC|WA){_COMMA}[0-9]{{4}}"
 _BRITAIN = rf"(?:{_TOWN}{_COMMA})?[A-Z]{{1,2}}[0-9][A-Z0-9]? ?[0-9][A-Z]{{2}}"
-_CODE = (
-    r"(?:[A-Z]{1,2}-)?(?:[0-9]{2}-[0-9]{3}|[0-9]{4,5}-[0-9]{3}|[0-9]{4,5})(?: ?[A-Z]{2}\b)?(?![\w-])"
-)
+_CODE = r"(?:[A-Z]{1,2}-)?(?:[0-9]{2}-[0-9]{3}|[0-9]{4,5}-[0-9]{3}|[0-9]{4,5})(?: ?[A-Z]{2}\b)?(?![\w-])"
 _STRICT_TAIL = rf"(?:{_UNITED_STATES}|{_MILITARY}|{_CANADA}|{_AUSTRALIA}|{_BRITAIN})\b"
 """Postal codes with a town that are told from other numbers."""
 _TAIL = rf"(?:{_STRICT_TAIL}|{_CODE}{_COMMA}{_TOWN}(?: \([A-Z]{{2}}\))?|{_TOWN}{_COMMA}{_CODE})"
@@ -59,7 +57,7 @@ _GLUED = (
 _APART = rf"{_WORD} (?:{_KINDS})"
 _NUMBER_FIRST = (
     rf"{_NUMBER}(?: ?bis| ?ter)?,? (?:rue|avenue|av\.|boulevard|bd|place|chemin|impasse|allée|quai) "
-    rf"(?:(?:de|du|des|la|le|les) |[ld]['’]){{0,2}}{_TOWN}"
+    rf"(?:(?:de|du|des|la|le|les) |[ld]['\u2019]){{0,2}}{_TOWN}"
 )
 _NUMBER_LAST = (
     r"(?:Via|Viale|Piazza|Corso|Vicolo|Borgo|Calle|Avenida|Avda\.|Plaza|Paseo|Camino|Ronda|Rua|Travessa|"

@@ -74,7 +74,9 @@ def load_finder(model: str) -> Finder:
     engine = SpacyNlpEngine(
         [{"lang_code": language, "model_name": model}],
         NerModelConfiguration(
-            model_to_presidio_entity_mapping=labels, low_score_entity_names=[], labels_to_ignore=["O"]
+            model_to_presidio_entity_mapping=labels,
+            low_score_entity_names=[],
+            labels_to_ignore=["O"],
         ),
     )
     engine.load()

@@ -19,19 +19,48 @@ LEAST_PART = 3
 """Shorter parts of a name are not looked for by themselves."""
 MAX_NAME = 100
 
-_WORD = r"[^\W\d_]+(?:['’\-][^\W\d_]+)*"
+_WORD = r"[^\W\d_]+(?:['\u2019\-][^\W\d_]+)*"
 _RUN = re.compile(rf"{_WORD}\.?(?:[ \t]+{_WORD}\.?){{0,6}}")
-_OF = re.compile(r"['’][sS]?$")
+_OF = re.compile(r"['\u2019][sS]?$")
 _TITLES = frozenset(
-    "mr mrs ms miss mx dr prof professor sir madam dame lord lady herr frau madame monsieur mme mlle "
-    "señor señora sr sra dott ing hi hello hey dear".split()
+    (
+        "mr",
+        "mrs",
+        "ms",
+        "miss",
+        "mx",
+        "dr",
+        "prof",
+        "professor",
+        "sir",
+        "madam",
+        "dame",
+        "lord",
+        "lady",
+        "herr",
+        "frau",
+        "madame",
+        "monsieur",
+        "mme",
+        "mlle",
+        "señor",
+        "señora",
+        "sr",
+        "sra",
+        "dott",
+        "ing",
+        "hi",
+        "hello",
+        "hey",
+        "dear",
+    )
 )
-_CAPITALIZED = r"(?:[^\W\d_a-z]\.|[^\W\d_a-z][^\W\d_]*(?:['’\-][^\W\d_]+)*)"
+_CAPITALIZED = r"(?:[^\W\d_a-z]\.|[^\W\d_a-z][^\W\d_]*(?:['\u2019\-][^\W\d_]+)*)"
 _TITLED = re.compile(
     rf"\b(?:Mr|Mrs|Ms|Mx|Dr|Prof|MR|MRS|MS|DR|mr|mrs|ms)\.?[ \t]+({_CAPITALIZED}(?:[ \t]+{_CAPITALIZED}){{0,3}})"
 )
 _INTRODUCED = re.compile(
-    rf"\b(?:[Nn]ame(?:['’]s| is|:)|[Cc]all(?:s|ed)? me|[Dd]ear)[ \t]+({_WORD}(?:[ \t]+{_WORD}){{0,3}})"
+    rf"\b(?:[Nn]ame(?:['\u2019]s| is|:)|[Cc]all(?:s|ed)? me|[Dd]ear)[ \t]+({_WORD}(?:[ \t]+{_WORD}){{0,3}})"
 )
 _RECIPIENT = re.compile(rf"(?:^|.*:[ \t]*)\W*({_CAPITALIZED}(?:[ \t]+{_CAPITALIZED}){{1,3}})\W*$")
 """The first lines of an address, perhaps behind "Ship to:" or a mark of quotation."""
@@ -44,7 +73,9 @@ _LIST = re.compile(
     rf"(?:and|or|und|et|y|e|en) ({_CAPITALIZED}(?:[ \t]{_CAPITALIZED})?)"
 )
 _SPEAKER = re.compile(rf"^\W*({_CAPITALIZED}(?:[ \t]{_CAPITALIZED})?):", re.MULTILINE)
-_NOT_NAMES = frozenset("sir madam customer team user all everyone friend friends support".split())
+_NOT_NAMES = frozenset(
+    ("sir", "madam", "customer", "team", "user", "all", "everyone", "friend", "friends", "support")
+)
 
 
 def clean_name(passage: str, is_common: IsCommon) -> str | None:
