@@ -148,11 +148,12 @@ async def test_a_clock_that_jumps_ahead_deletes_no_files(
         made = (await talk.upload(b"{}")).json()
         assert gateway.parts.batches is not None
         runner, real = gateway.parts.batches.runner, time.time
+        runner._clock = ClockWatch(lambda: time.time())
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda: real() + 365 * 86400)
             await asyncio.to_thread(runner._remove_expired)
-            runner._clock = ClockWatch()  # as one that never saw another time
             assert (await talk.ask("GET", f"/v1/files/{made['id']}")).status == 200
+            runner._clock = ClockWatch()  # as one that never saw another time
             await asyncio.to_thread(runner._remove_expired)
             assert (await talk.ask("GET", f"/v1/files/{made['id']}")).status == 404
 

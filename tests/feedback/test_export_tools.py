@@ -76,7 +76,7 @@ def log(database: Database, number: int, body: dict[str, Any], answer: str = "Gr
 @pytest.mark.parametrize("template", ["HERMES", "CHATML", "NINE"])
 def test_the_prompt_that_is_learned_is_the_one_that_was_served(
     database: Database,
-    template: str,  # noqa: F811
+    template: str,
 ) -> None:
     tokenizer = find_tokenizer(TEMPLATES[template])
     served = {}

@@ -121,6 +121,7 @@ class LogWriter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._texts_until_s = float("inf")
         self._fault = ""
         self._fault_since_s: float | None = None
         self._full_since_s: float | None = None
@@ -184,6 +185,7 @@ class LogWriter:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Write the remaining rows, for at most `timeout_s`."""
+        self._texts_until_s = time.monotonic() + timeout_s / 2
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
@@ -248,7 +250,9 @@ class LogWriter:
             and time.monotonic() < until_s
         ):
             # Rather rows without texts than no rows.
-            crowded = self._count_waiting() > QUEUE_ROWS // 2
+            crowded = (
+                self._count_waiting() > QUEUE_ROWS // 2 or time.monotonic() > self._texts_until_s
+            )
             row, make_text, text_bytes = self._queue.popleft()
             if text_bytes:
                 with self._lock:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ NEEDED = "pip install 'thrifty[names]'"
 MAX_CHARS = 200_000
 """Texts of one response that are searched; a second or two of work. Longer ones are refused."""
 START_S, FIND_S = 180.0, 60.0
+WAIT_S = 20.0
+"""How long texts wait for a model that is being loaded."""
 RESTART_S = 10.0
 """A process that ended is started anew no sooner."""
 _LETTERS = re.compile(r"[^\W\d_]{2}")
@@ -64,7 +67,7 @@ class NameFinder:
         self._start()
 
     def find(self, texts: Sequence[str]) -> Found:
-        """What of names and addresses is in texts. Blocks; waits for a process that is starting.
+        """What of names and addresses is in texts. Blocks; waits some seconds for a model to be loaded.
         Raises `RedactionError` where it cannot be told.
         """
         some = [text for text in texts if _LETTERS.search(text)]
@@ -87,13 +90,7 @@ class NameFinder:
     def _ask(self, texts: list[str]) -> Found:
         channel = self._channel or self._start()
         try:
-            if not self._ready:
-                channel.settimeout(START_S)
-                said = read_frame(channel)
-                if "error" in said:
-                    raise RedactionError(f"names cannot be found by {self._model}: {said['error']}")
-                channel.settimeout(FIND_S)
-                self._ready = True
+            self._await_ready(channel)
             write_frame(channel, texts)
             found = read_frame(channel)
         except (OSError, EOFError, ValueError) as error:
@@ -102,10 +99,24 @@ class NameFinder:
                 f"the process that finds names does not answer ({error or type(error).__name__}); it is "
                 "started anew"
             ) from None
-        except RedactionError:
-            self._stop()
-            raise
         return Found(tuple(found["names"]), tuple(found["addresses"]))
+
+    def _await_ready(self, channel: socket.socket) -> None:
+        """Wait for the model, but not for long: rows of the request log wait meanwhile. Raises
+        `RedactionError`, and `OSError` or `EOFError` where the process has ended.
+        """
+        if self._ready:
+            return
+        age_s = time.monotonic() - self._started_s
+        if not select.select([channel], [], [], max(0.0, WAIT_S - age_s))[0]:
+            if age_s > START_S:
+                raise TimeoutError(f"it was not ready after {START_S:g} s")
+            raise RedactionError("the model that finds names is still being loaded")
+        said = read_frame(channel)
+        if "error" in said:
+            self._stop()
+            raise RedactionError(f"names cannot be found by {self._model}: {said['error']}")
+        self._ready = True
 
     def _start(self) -> socket.socket:
         wait_s = self._started_s + RESTART_S - time.monotonic()
@@ -122,6 +133,7 @@ class NameFinder:
                 [self._python, "-m", "thrifty.observe.names.child", str(other.fileno()), self._model],
                 pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, env=kept, start_new_session=True,
             )  # fmt: skip
+        own.settimeout(FIND_S)
         self._channel = own
         return own
 
