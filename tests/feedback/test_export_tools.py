@@ -5,15 +5,17 @@ served, token for token.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engines.test_prompt import TEMPLATES, TOOL, find_tokenizer
-from tests.feedback.test_export import UP, database, export, home, say  # noqa: F401
+from tests.feedback.test_export import DOWN, UP, export, say
 from thrifty.curate.recipe import Fields
 from thrifty.curate.shapes import make_row
-from thrifty.db import Database
+from thrifty.db import Database, open_database
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
@@ -59,7 +61,14 @@ BODIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def log(database: Database, number: int, body: dict[str, Any], answer: str = "Grey.") -> None:  # noqa: F811
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
+    yield opened
+    opened.close()
+
+
+def log(database: Database, number: int, body: dict[str, Any], answer: str = "Grey.") -> None:
     row = dict.fromkeys(COLUMNS) | {
         "id": number, "at_s": float(number), "endpoint": "/v1/chat/completions", "status": 200,
         "stream": False, "attempts": 1, "e2e_ms": 1.0, "deployment": "echo", "version": "v1",
@@ -100,15 +109,15 @@ def test_the_prompt_that_is_learned_is_the_one_that_was_served(
                 assert prompt == served[number], (form, list(BODIES)[number - 1])
 
 
-def test_answers_to_other_tools_are_no_pair(database: Database) -> None:  # noqa: F811
+def test_answers_to_other_tools_are_no_pair(database: Database) -> None:
     log(database, 1, BODIES["tools"], "one")
     log(database, 2, BODIES["no tools"], "two")
-    say(database, 2, UP.__class__("thumbs", 0.0))
+    say(database, 2, DOWN)
     rows, skipped = export(database, Form.DPO)
     assert (rows, skipped) == ([], {"unpaired": 2})
 
 
-def test_a_prompt_that_cannot_be_made_again_is_no_row(database: Database) -> None:  # noqa: F811
+def test_a_prompt_that_cannot_be_made_again_is_no_row(database: Database) -> None:
     long = {**TOOL, "function": {**TOOL["function"], "description": "x" * MAX_TOOLS_CHARS}}
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     mail = {**TOOL, "function": {**TOOL["function"], "description": "Asks ann@example.com"}}

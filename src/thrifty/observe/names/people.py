@@ -94,7 +94,7 @@ def find_introduced(text: str, is_common: IsCommon) -> Iterator[str]:
     for match in _TITLED.finditer(text):
         yield _OF.sub("", match[1].rstrip("."))
     for match in _INTRODUCED.finditer(text):
-        words = []
+        words: list[str] = []
         for word in _OF.sub("", match[1]).split():
             lower = word.lower()
             if lower in _TITLES and not words:
