@@ -182,7 +182,8 @@ def test_judged_answers_have_the_loss_of_kto(student: Any) -> None:
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
     with torch.inference_mode():
         objective.measure(student, "cpu", 0, 1)
-    assert set(objective.details) == {"liked", "disliked"}
+    assert set(objective.details) == {"liked", "disliked", "preferred", "by_chance"}
+    assert 0 <= objective.details["preferred"] <= 1
 
 
 def test_the_estimate_of_the_distance_is_never_negative_and_has_no_gradient() -> None:

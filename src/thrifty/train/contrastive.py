@@ -48,6 +48,10 @@ class Contrastive:
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
         self.details: dict[str, float] = {}
+        self.concurrent = True
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""

@@ -6,6 +6,7 @@ the same model with the weights that it began with; with LoRA, these are the upd
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,10 @@ class _Rows:
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
         self.details: dict[str, float] = {}
+        self.concurrent = True
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -133,11 +138,15 @@ class Pairs(_Preferences):
         self._known: dict[int, Tensor] = {}
         self._known_held_out: dict[int, Tensor] = {}
 
-    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
-        """See `Objective`."""
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`: ask the reference."""
         missing = {n // self._settings.micro_batch for n in numbers if n not in self._known}
         for block in sorted(missing):
             self._ask_block(model, block, device)
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        self.prepare(model, numbers, device)
         old = torch.stack([self._known[n] for n in numbers], dim=1)
         found, _, tokens = self._compare(model, [self._learned[n] for n in numbers], old, device)
         return found.mean(), tokens
@@ -155,7 +164,8 @@ class Pairs(_Preferences):
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
         """See `Objective`. `details`: the share of pairs in which the chosen answer gained more
-        than the rejected one, and how many nats more.
+        than the rejected one, the standard deviation of that share by chance, and how many nats
+        more it gained.
         """
         total, count, right, margin = 0.0, 0, 0.0, 0.0
         for number, group in enumerate(self._groups(rank, ranks)):
@@ -164,7 +174,10 @@ class Pairs(_Preferences):
             total, count = total + float(found.sum()), count + len(group)
             right += float((margins > 0).sum())
             margin += float(margins.sum())
-        self.details = {"preferred": right / max(1, count), "margin": margin / max(1, count)}
+        self.details = {
+            "preferred": right / max(1, count), "by_chance": 0.5 / math.sqrt(max(1, count)),
+            "margin": margin / max(1, count),
+        }  # fmt: skip
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
@@ -224,6 +237,8 @@ class Judged(_Preferences):
                 "KTO compares the answers of a micro-batch with one another; set --micro-batch to "
                 "at least 2"
             )
+        # Asking the reference changes the model for a moment.
+        self.concurrent = False
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """See `Objective`."""
@@ -234,7 +249,10 @@ class Judged(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: how many nats likelier liked and disliked answers became."""
+        """See `Objective`. `details`: how many nats likelier liked and disliked answers became, in
+        what share of pairs of both the liked one gained more, and the standard deviation of that
+        share by chance.
+        """
         total, count = 0.0, 0
         ratios: dict[bool, list[float]] = {True: [], False: []}
         for group in self._groups(rank, ranks):
@@ -244,6 +262,13 @@ class Judged(_Preferences):
                 ratios[example.liked].append(value)
         named = {"liked": ratios[True], "disliked": ratios[False]}
         self.details = {name: float(np.mean(values)) for name, values in named.items() if values}
+        up, down = (np.array(values) for values in named.values())
+        if len(up) and len(down):
+            more = up[:, None] - down[None]
+            self.details |= {
+                "preferred": float(((more > 0) + 0.5 * (more == 0)).mean()),
+                "by_chance": math.sqrt((len(up) + len(down) + 1) / (12 * len(up) * len(down))),
+            }
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:

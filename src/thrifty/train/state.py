@@ -41,6 +41,14 @@ class Objective(Protocol):
     """What `measure` tells apart."""
     details: dict[str, float]
     """Other figures of the last `measure`, by name; none for most objectives."""
+    concurrent: bool
+    """Whether several threads may call `loss` at once, after `prepare`."""
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """Find what `loss` needs to know of some examples and does not depend on the weights that
+        are trained.
+        """
+        ...
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""

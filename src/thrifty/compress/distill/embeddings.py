@@ -45,6 +45,7 @@ class Embeddings:
         self.held_out_tokens = held_out * self.example_tokens
         self.domains = [""]
         self.details: dict[str, float] = {}
+        self.concurrent = True
         if not same_width:
             self.unit = "squared difference of similarities"
 
@@ -55,6 +56,9 @@ class Embeddings:
         if self._same_width:
             loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
         return loss, count
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
