@@ -86,8 +86,8 @@ def forget_answers(turn: Turn) -> None:
 
 
 def list_disliked(turn: Turn, sifted: Sifted) -> list[dict[str, Any]]:
-    """Rows of disliked answers that nobody corrected, the newest first. What was asked with tools is
-    left out: a teacher's answer would be a call as often as a text.
+    """Rows of disliked answers that nobody corrected, the newest first. What was asked with tools
+    is left out: a teacher's answer would be a call as often as a text.
     """
     subjects = open_subjects(turn.database)
     rows = export_rows(turn.database, Form.KTO, subjects, Skipped(), judged=sifted.judged)

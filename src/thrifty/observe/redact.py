@@ -3,10 +3,10 @@
 Found: mail addresses, phone numbers, payment cards (Luhn), IBANs (mod 97), national ids
 (`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses need a model
 (`observe/names`), which says what of them is in texts; here they are replaced. A pseudonym such as
-`<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant: the same address is the same pseudonym
-throughout a tenant's conversations, so that they still make sense, and nobody without the key can
-test a guess. Each word of a name has a pseudonym of its own, so that a person who is first called by
-the whole name and then by a part of it stays the same.
+`<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant: the same address is the same
+pseudonym throughout a tenant's conversations, so that they still make sense, and nobody without
+the key can test a guess. Each word of a name has a pseudonym of its own, so that a person who is
+first called by the whole name and then by a part of it stays the same.
 
 Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
 scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
@@ -161,8 +161,8 @@ class Redactor:
 
 
 def redact_together(apply: Callable[[Redact], T], prepare: Prepare) -> T:
-    """What `apply` makes of a redaction of all texts that it redacts. It is called twice: first to see
-    them. Raises `RedactionError`.
+    """What `apply` makes of a redaction of all texts that it redacts. It is called twice: first to
+    see them. Raises `RedactionError`.
     """
     seen: list[str] = []
 

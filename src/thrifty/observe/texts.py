@@ -29,7 +29,9 @@ MAX_NAME_CHARS = 256
 MAX_FORMAT_CHARS = 20_000
 """Longer descriptions of a wanted format are left out."""
 MAX_TOOLS_CHARS = 200_000
-"""Longer declarations of tools, and arguments of chat templates, are left out, and the facts say so."""
+"""Longer declarations of tools, and arguments of chat templates, are left out, and the facts say
+so.
+"""
 MAX_TOKEN_IDS = 100_000
 
 FIELDS = {
@@ -53,10 +55,11 @@ class Texts(NamedTuple):
     prompt: str
     answer: str
     facts: str | None = None
-    """JSON with `format`, `tools`, `tool_choice` and `chat_template_kwargs` (the request's fields of
-    these names, each as JSON in a text; `format` is its `response_format`), `finish` (why each choice
-    ended), and `unlike` (why a prompt cannot be made again from the rest); None where there is none
-    of them."""
+    """JSON with `format`, `tools`, `tool_choice` and `chat_template_kwargs` (the request's fields
+    of these names, each as JSON in a text; `format` is its `response_format`), `finish` (why each
+    choice ended), and `unlike` (why a prompt cannot be made again from the rest); None where there
+    is none of them.
+    """
 
 
 def make_texts(
@@ -112,8 +115,8 @@ def parse_answer(answer: str) -> list[Message]:
 
 
 def parse_facts(facts: str | None) -> dict[str, Any]:
-    """The facts in the column `facts`, those of the request decoded. Raises `ValueError` if it holds
-    anything else.
+    """The facts in the column `facts`, those of the request decoded. Raises `ValueError` if it
+    holds anything else.
     """
     found = msgspec.json.decode(facts, type=dict[str, Any]) if facts else {}
     return found | {name: msgspec.json.decode(found[name]) for name in FIELDS if name in found}

@@ -1,8 +1,8 @@
 """Finds postal addresses by their form.
 
-An address is found by an anchor: a house number with a street, a post office box, a military address,
-or a town with its state and ZIP code. What follows belongs to it: the flat, the postal code with its
-town, and places that a model found. A place alone is no address.
+An address is found by an anchor: a house number with a street, a post office box, a military
+address, or a town with its state and ZIP code. What follows belongs to it: the flat, the postal
+code with its town, and places that a model found. A place alone is no address.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _GAP = re.compile(r"\s*,?\s*")
 
 
 def find_addresses(text: str, places: Sequence[Span]) -> list[Span]:
-    """The addresses in a text, in their order. `places` are places that a model found, in theirs."""
+    """The addresses in a text, in order. `places` are places that a model found, in theirs."""
     if not any(map(str.isdigit, text)):
         return []
     found = []

@@ -2,9 +2,9 @@
 
     python -m thrifty.observe.names.child SOCKET-FD MODEL
 
-It sends `{"ready": true}`, or `{"error": TEXT}` as its last message. Then it answers each list of texts
-with `{"names": [...], "addresses": [...]}`, passages as they stand in the texts. It ends when the other
-side of the socket does. Messages are JSON behind their length in four bytes.
+It sends `{"ready": true}`, or `{"error": TEXT}` as its last message. Then it answers each list of
+texts with `{"names": [...], "addresses": [...]}`, passages as they stand in the texts. It ends
+when the other side of the socket does. Messages are JSON behind their length in four bytes.
 
 Of a pipeline only what finds names runs: the rest (lemmas, syntax) takes most of the time.
 """
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load_finder(model: str) -> Finder:
-    """A function that finds what is in texts, by an installed pipeline of spaCy. Raises `ImportError`
-    or `ValueError` where it cannot be had.
+    """A function that finds what is in texts, by an installed pipeline of spaCy. Raises
+    `ImportError` or `ValueError` where it cannot be had.
     """
     import spacy
     from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine, RecognizerRegistry

@@ -1,8 +1,8 @@
 """Asks the process that finds names and addresses (`names.child`), and keeps it running.
 
-It is a process of its own because its libraries hold the interpreter lock for milliseconds at a time,
-which every request of a gateway worker would wait for. Where it does not answer, nothing is found to
-replace, and so nothing is written: callers get a `RedactionError`.
+It is a process of its own because its libraries hold the interpreter lock for milliseconds at a
+time, which every request of a gateway worker would wait for. Where it does not answer, nothing is
+found to replace, and so nothing is written: callers get a `RedactionError`.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class NameFinder:
         self._start()
 
     def find(self, texts: Sequence[str]) -> Found:
-        """What of names and addresses is in texts. Blocks; waits some seconds for a model to be loaded.
-        Raises `RedactionError` where it cannot be told.
+        """What of names and addresses is in texts. Blocks; waits some seconds for a model to be
+        loaded. Raises `RedactionError` where it cannot be told.
         """
         some = [text for text in texts if _LETTERS.search(text)]
         if not some:

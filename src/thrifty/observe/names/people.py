@@ -1,8 +1,8 @@
 """From passages that a model takes for people to the words that are replaced.
 
-A model's passage may hold more than a name: a title, an address of mail, the end of a sentence. And it
-misses names that their place gives away: behind words that introduce one, above a postal address, in a
-list of names, or before what somebody says in a transcript.
+A model's passage may hold more than a name: a title, an address of mail, the end of a sentence.
+And it misses names that their place gives away: behind words that introduce one, above a postal
+address, in a list of names, or before what somebody says in a transcript.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def find_recipients(text: str, addresses: Iterable[Span]) -> Iterator[str]:
 
 
 def find_siblings(text: str, people: Sequence[Span]) -> Iterator[str]:
-    """What stands in one list, or before the lines of one transcript, with names that were found."""
+    """What stands in one list, or before the lines of one transcript, with names found."""
 
     def is_known(span: Span) -> bool:
         return any(begin <= span[0] and span[1] <= end for begin, end in people)
