@@ -128,7 +128,7 @@ def test_messages_are_normalized() -> None:
             {"id": "", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
         {"role": "tool", "tool_call_id": "call_1", "content": "a cat"},
         {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c", "type": "function", "function": {"name": "shell", "arguments": "ls"}}]},
+            {"id": "c", "type": "function", "function": {"name": "shell", "arguments": '{"input": "ls"}'}}]},
     ]  # fmt: skip
 
 
@@ -163,7 +163,9 @@ def test_the_wanted_format_is_a_fact_and_redacted() -> None:
     texts = make_texts(Endpoint.CHAT, request, body)
     assert texts is not None
     assert json.loads(json.loads(texts.facts or "")["format"]) == wanted
-    hidden = make_texts(Endpoint.CHAT, request, body, redact=lambda text: text.replace("ann", "x"))
+    hidden = make_texts(
+        Endpoint.CHAT, request, body, prepare=lambda _: lambda text: text.replace("ann", "x")
+    )
     assert hidden is not None
     assert "ann" not in (hidden.facts or "")
     large = {**request, "response_format": {"a": "x" * 30_000}}

@@ -83,6 +83,9 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     tools = _read_tools(record.get("tools"))
     if tools:
         row["tools"] = tools
+    extra = record.get("chat_template_kwargs")
+    if isinstance(extra, Mapping) and extra:
+        row["chat_template_kwargs"] = dict(extra)
     for messages in _list_conversations(row):
         _check_conversation(messages, tools)
     return row
@@ -304,12 +307,16 @@ def _read_tools(value: Any) -> list[Message]:
         raise Misshapen("bad_tools")
     tools = []
     for one in value:
-        function = one.get("function", one) if isinstance(one, Mapping) else None
+        if not isinstance(one, Mapping):
+            raise Misshapen("bad_tools")
+        function = one.get("function", one)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Misshapen("bad_tools")
         if not isinstance(function.get("parameters") or {}, Mapping):
             raise Misshapen("bad_tools")
-        tools.append({"type": "function", "function": dict(function)})
+        # One that is whole stays as it is: a chat template may write it in the order of its keys.
+        whole = function is not one and one.get("type") == "function"
+        tools.append(dict(one) if whole else {"type": "function", "function": dict(function)})
     return tools
 
 

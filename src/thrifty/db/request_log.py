@@ -319,6 +319,8 @@ class RecordedText(NamedTuple):
 
     prompt: str
     answer: str
+    facts: str | None = None
+    """As `observe.texts` writes them."""
 
     @property
     def readable(self) -> bool:
