@@ -446,12 +446,11 @@ def count_tokens(row: Row, tokenizer: TextTokenizer | None, words: int) -> int |
         return max(len(tokenizer.encode(one)) for one in texts)
     try:
         plan = parse_tools({"tools": row.get("tools")})
+        settings = {
+            "add_generation_prompt": False, "chat_template_kwargs": row.get("chat_template_kwargs"),
+        }  # fmt: skip
         return max(
-            len(
-                build_prompt(
-                    {"messages": messages, "add_generation_prompt": False}, tokenizer, plan
-                ).ids
-            )
+            len(build_prompt({"messages": messages, **settings}, tokenizer, plan).ids)
             for messages in list_conversations(row)
         )
     except WireError:

@@ -1,6 +1,6 @@
 """Records of many shapes as rows of a set's kind, with the checks of their form.
 
-    messages   {"messages": [{"role", "content"}]}, with "tools" if need be
+    messages   {"messages": [{"role", "content"}]}, with "tools" and "chat_template_kwargs" if need be
     sharegpt   {"conversations": [{"from", "value"}]}
     alpaca     {"instruction", "input"?, "output"}
     prompt     {"prompt" | "question", "completion" | "answer" | "response"}
@@ -37,6 +37,7 @@ REASONS = {
     "roles_alternate": "has roles that do not take turns",
     "empty_message": "has a message without content",
     "bad_tools": "has tools that are none",
+    "bad_template": "has chat_template_kwargs that are no object",
     "bad_call": "has a call whose arguments are not a JSON object",
     "unknown_tool": "calls a tool that it does not define",
     "no_call": "has a tool's answer without its call",
@@ -83,6 +84,11 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     tools = _read_tools(record.get("tools"))
     if tools:
         row["tools"] = tools
+    extra = record.get("chat_template_kwargs")
+    if extra is not None and not isinstance(extra, Mapping):
+        raise Misshapen("bad_template")
+    if extra:
+        row["chat_template_kwargs"] = dict(extra)
     for messages in _list_conversations(row):
         _check_conversation(messages, tools)
     return row

@@ -315,10 +315,11 @@ def _make_json_insert(database: Database) -> str:
 
 
 class RecordedText(NamedTuple):
-    """The recorded prompt and answer of one response."""
+    """The recorded prompt and answer of one response, and facts about them (`observe.texts`)."""
 
     prompt: str
     answer: str
+    facts: str | None = None
 
     @property
     def readable(self) -> bool:
@@ -333,7 +334,7 @@ def read_conversations(database: Database, deployment: str, most: int) -> list[R
     asked = requests.c.origin.is_(None) | requests.c.origin.in_(("client", "batch"))
     chosen = (
         select(requests.c.id, requests.c.conversation_id, request_texts.c.prompt,
-               request_texts.c.answer)
+               request_texts.c.answer, request_texts.c.facts)
         .join(request_texts, request_texts.c.id == requests.c.id)
         .where(requests.c.deployment == deployment, requests.c.endpoint == "/v1/chat/completions")
         .where(requests.c.status == 200, requests.c.error.is_(None), asked)
@@ -345,7 +346,7 @@ def read_conversations(database: Database, deployment: str, most: int) -> list[R
     with database.begin() as connection, connection.execute(streamed) as rows:
         for row in rows:
             key = row.conversation_id or row.id
-            recorded = RecordedText(row.prompt, row.answer)
+            recorded = RecordedText(row.prompt, row.answer, row.facts)
             if recorded.readable:
                 found.setdefault(key, recorded)
             if len(found) >= most:

@@ -74,14 +74,12 @@ def list_requests(
 
 
 def read_texts(database: Database, number: int) -> RecordedText | None:
-    """The recorded prompt and answer of a response; None if there are none. Raises
-    `DatabaseError`.
-    """
+    """The recorded texts of a response; None if there are none. Raises `DatabaseError`."""
     table = request_texts
-    query = select(table.c.prompt, table.c.answer).where(table.c.id == number)
+    query = select(table.c.prompt, table.c.answer, table.c.facts).where(table.c.id == number)
     with database.begin() as connection:
         row = connection.execute(query).first()
-    return None if row is None else RecordedText(row.prompt, row.answer)
+    return None if row is None else RecordedText(row.prompt, row.answer, row.facts)
 
 
 def is_failed() -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from thrifty.db.request_log import RecordedText, read_conversations
 from thrifty.errors import EvaluationError
 from thrifty.files import write_atomically
 from thrifty.home import make_private_folder
-from thrifty.observe.texts import parse_answer, parse_prompt
+from thrifty.observe.texts import parse_answer, parse_context, parse_prompt
 
 MOST_CONVERSATIONS = 2000
 """The newest ones are used."""
@@ -43,8 +43,9 @@ def _write_line(text: RecordedText) -> str:
     """A record of the whole conversation; empty if its texts are not in our form."""
     try:
         messages, choices = parse_prompt(text.prompt), parse_answer(text.answer)
+        context = parse_context(text.facts)
     except ValueError:
         return ""
     if not messages or not choices:
         return ""
-    return json.dumps({"messages": [*messages, choices[0]]}, ensure_ascii=False) + "\n"
+    return json.dumps({"messages": [*messages, choices[0]], **context}, ensure_ascii=False) + "\n"

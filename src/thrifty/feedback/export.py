@@ -8,8 +8,10 @@ A response is liked or disliked by the majority of those who judged it; each per
                                            the same prompt the liked over the disliked one
     kto   {"prompt", "completion", "label"} liked and disliked answers, and corrections as liked
 
-The formats are the conversational ones of TRL. Pseudonyms that redaction put in place of personal
-data may stand in a prompt; an answer with one is no target, because a model would learn to say it.
+The formats are the conversational ones of TRL. Rows have the `tools` and `chat_template_kwargs` of
+their requests, because the prompt that was answered was rendered with them. Pseudonyms that redaction
+put in place of personal data may stand in a prompt; an answer with one is no target, because a model
+would learn to say it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from thrifty.db.feedback import Judged, Judgement, read_judged
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import Subjects
 from thrifty.observe.redact import find_pseudonym
-from thrifty.observe.texts import Message, parse_answer, parse_prompt
+from thrifty.observe.texts import Message, parse_answer, parse_context, parse_prompt
 
 CHAT = "/v1/chat/completions"
 
@@ -53,6 +55,7 @@ REASONS = {
     "disliked": "disliked, and not corrected",
     "same": "corrected to what was answered",
     "unreadable": "whose texts cannot be read",
+    "context": "whose tools were too long to be recorded",
 }
 """Why a judged response gives no row, completing "responses ..."."""
 
@@ -89,6 +92,8 @@ class _Example:
     """The one answer; None if it may be no target."""
     correction: str | None
     liked: bool | None
+    context: dict[str, Any]
+    """The request's `tools` and `chat_template_kwargs`, as far as it had any."""
 
 
 def export_rows(
@@ -156,6 +161,11 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
     except ValueError:
         skipped.note("unreadable")
         return None
+    try:
+        context = parse_context(texts.facts)
+    except ValueError:
+        skipped.note("context")
+        return None
     answer = answers[0] if len(answers) == 1 else None
     correction = newest.text if newest is not None else None
     if answer is None and correction is None:
@@ -168,7 +178,7 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
     if answer is None and correction is None:
         skipped.note("pseudonym")
         return None
-    return _Example(judged, prompt, answer, correction, liked)
+    return _Example(judged, prompt, answer, correction, liked, context)
 
 
 def _find_obstacle(judged: Judged, liked: bool | None, *, corrected: bool) -> str | None:
@@ -199,6 +209,7 @@ def _make_sft(example: _Example, subjects: Subjects, skipped: Skipped) -> Iterat
         return
     yield {
         "messages": [*example.prompt, target],
+        **example.context,
         "provenance": _describe(example.judged, source, subjects),
     }
 
@@ -218,6 +229,7 @@ def _make_kto(example: _Example, subjects: Subjects, skipped: Skipped) -> Iterat
             "prompt": example.prompt,
             "completion": [completion],
             "label": label,
+            **example.context,
             "provenance": _describe(example.judged, source, subjects),
         }
 
@@ -236,11 +248,11 @@ def _make_pairs(
                 skipped.note("same")
                 continue
             said = _say(example.correction)
-            yield _pair(example.prompt, said, example.answer, [judged], "correction", subjects)
+            yield _pair(example, said, example.answer, [judged], "correction", subjects)
         elif example.answer is None:
             skipped.note("pseudonym")
         elif example.liked is not None:
-            key = _hash_prompt(judged, example.prompt)
+            key = _hash_prompt(judged, example)
             by_prompt.setdefault(key, {}).setdefault(example.liked, []).append(judged)
     for sides in by_prompt.values():
         liked, disliked = sides.get(True, []), sides.get(False, [])
@@ -253,13 +265,12 @@ def _make_pairs(
             second = _read_example(database, worse, skipped)
             if first is not None and second is not None and first.answer and second.answer:
                 yield _pair(
-                    first.prompt, first.answer, second.answer, [better, worse], "same prompt",
-                    subjects,
+                    first, first.answer, second.answer, [better, worse], "same prompt", subjects
                 )  # fmt: skip
 
 
 def _pair(
-    prompt: list[Message],
+    example: _Example,
     chosen: Message,
     rejected: Message,
     judged: list[Judged],
@@ -267,15 +278,17 @@ def _pair(
     subjects: Subjects,
 ) -> dict[str, Any]:
     return {
-        "prompt": prompt,
+        "prompt": example.prompt,
         "chosen": [chosen],
         "rejected": [rejected],
+        **example.context,
         "provenance": [_describe(one, source, subjects) for one in judged],
     }
 
 
-def _hash_prompt(judged: Judged, prompt: list[Message]) -> bytes:
-    key = json.dumps([judged.tenant, judged.deployment, prompt], sort_keys=True)
+def _hash_prompt(judged: Judged, example: _Example) -> bytes:
+    asked = [judged.tenant, judged.deployment, example.prompt, example.context]
+    key = json.dumps(asked, sort_keys=True)
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -25,11 +25,14 @@ MAX_MESSAGES = 2000
 MAX_NAME_CHARS = 256
 MAX_FORMAT_CHARS = 20_000
 """Longer descriptions of a wanted format are left out."""
+MAX_TOOLS_CHARS = 200_000
+"""Longer declarations of tools, and arguments of the chat template, are left out, and named so."""
 MAX_TOKEN_IDS = 100_000
 
 _LIST_BEGINS = '[{"role":"assistant"'
 _NAMES = ("name", "tool_call_id")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
+_CONTEXT = {"tools": "tools", "template": "chat_template_kwargs"}
 
 NO_KEY = "The texts are encrypted with a key that is missing; see 'thrifty encryption status'."
 Message = dict[str, Any]
@@ -42,8 +45,9 @@ class Texts(NamedTuple):
     prompt: str
     answer: str
     facts: str | None = None
-    """JSON with `format` (the request's `response_format`, as JSON in a text) and `finish` (why
-    each choice ended); None where there is neither."""
+    """JSON, None where there is nothing to say: `finish` (why each choice ended), and of the request,
+    as JSON in a text, `format` (`response_format`), `tools` (those that the model was told of) and
+    `template` (`chat_template_kwargs`). `left_out` names those that were too long."""
 
 
 def make_texts(
@@ -71,7 +75,7 @@ def make_texts(
         answer = assemble_stream(answer, partial=True)
     whole = _decode_choices(answer)
     choices = [_read_choice(choice) for choice in whole]
-    facts = _write_facts(request.get("response_format"), whole, redact)
+    facts = _write_facts(request, whole, redact)
     if redact is not None:
         _redact_all(messages, redact)
         _redact_all(choices, redact)
@@ -88,6 +92,19 @@ def parse_answer(answer: str) -> list[Message]:
     if answer.startswith(_LIST_BEGINS):
         return msgspec.json.decode(answer, type=list[Message])
     return [{"role": "assistant", "content": answer}] if answer else []
+
+
+def parse_context(facts: str | None) -> dict[str, Any]:
+    """What a prompt was rendered with besides its messages, under the names of the request's fields
+    `tools` and `chat_template_kwargs`; of the column `facts`. Raises `ValueError` where it was too
+    long to be recorded, or is in no known form.
+    """
+    known = msgspec.json.decode(facts, type=dict[str, Any]) if facts else {}
+    if known.get("left_out"):
+        raise ValueError(f"{' and '.join(known['left_out'])} were too long to be recorded")
+    return {
+        field: msgspec.json.decode(known[name]) for name, field in _CONTEXT.items() if name in known
+    }
 
 
 def describe_texts(texts: RecordedText | None) -> dict[str, Any]:
@@ -236,20 +253,47 @@ def _decode_choices(answer: bytes | None) -> list[Mapping[str, Any]]:
 
 
 def _write_facts(
-    wanted: Any, choices: list[Mapping[str, Any]], redact: Redact | None
+    request: Mapping[str, Any], choices: list[Mapping[str, Any]], redact: Redact | None
 ) -> str | None:
     facts: dict[str, Any] = {}
-    if isinstance(wanted, dict):
-        text = _encode(wanted)
+    for name, value, most in (
+        ("format", request.get("response_format"), MAX_FORMAT_CHARS),
+        ("tools", _find_tools(request), MAX_TOOLS_CHARS),
+        ("template", request.get("chat_template_kwargs"), MAX_TOOLS_CHARS),
+    ):
+        if not isinstance(value, dict | list) or not value:
+            continue
+        text = _encode(value)
         text = redact_json(text, redact) if redact is not None else text
-        if len(text) <= MAX_FORMAT_CHARS:
-            facts["format"] = sanitize_text(text)
+        if len(text) <= most:
+            facts[name] = sanitize_text(text)
+        elif name in _CONTEXT:
+            facts.setdefault("left_out", []).append(name)
     reasons = [choice.get("finish_reason") for choice in choices]
     if any(isinstance(one, str) for one in reasons):
         facts["finish"] = [
             sanitize_text(one, MAX_NAME_CHARS) if isinstance(one, str) else None for one in reasons
         ]
     return _encode(facts) if facts else None
+
+
+def _find_tools(request: Mapping[str, Any]) -> list[Any] | None:
+    """The tools that the model was told of: a choice of `none` hides all, a named one the others."""
+    tools, choice = request.get("tools"), request.get("tool_choice")
+    if not isinstance(tools, list) or choice == "none":
+        return None
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if not isinstance(kind, str) or kind not in ("function", "custom"):
+        return tools
+    return [
+        one for one in tools if isinstance(one, dict) and one.get(kind) is not None
+        and _name_of(one, kind) == _name_of(choice, kind)
+    ]  # fmt: skip
+
+
+def _name_of(value: Mapping[str, Any], kind: str) -> Any:
+    holder = value.get(kind)
+    return holder.get("name") if isinstance(holder, dict) else None
 
 
 def _read_choice(choice: Mapping[str, Any]) -> Message:
