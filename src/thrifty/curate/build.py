@@ -61,7 +61,7 @@ from thrifty.data.token_lengths import identify
 from thrifty.db import Database, open_database
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.db.subjects import SECRET
-from thrifty.errors import DataError, LeakError
+from thrifty.errors import DataError, LeakError, NoRowsError
 from thrifty.evaluate.embedder import Embedder
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home, find_home, make_private_folder
@@ -324,7 +324,7 @@ def _decide(plan: _Plan, rows: Rows, store: Store, on_progress: OnProgress) -> O
             outcome.remove(stage, "more than its share", int(alive.sum() - kept.sum()))
             alive = kept
     if not alive.any():
-        raise DataError(_describe_nothing(outcome))
+        raise NoRowsError(_describe_nothing(outcome))
     outcome.alive, outcome.test = alive, split_rows(rows, alive, recipe)
     return outcome
 
