@@ -89,7 +89,8 @@ def run_job(
             raise
         ended = True
     if use is not None and ended:
-        trainer.apply(use)
+        if main:
+            trainer.apply(use)
         return
     state = trainer.state
     if not main or not ended:

@@ -47,7 +47,7 @@ class Contrastive:
         self.example_tokens = max(1, round(sum(sizes) / max(1, len(sizes))))
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.details: dict[str, tuple[float, int]] = {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -70,7 +70,7 @@ class Contrastive:
             found, nearest = self._compare(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
             first += float(nearest.sum())
-        self.details = {"first": first / max(1, count)}
+        self.details = {"first": (first, count)}
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:

@@ -152,7 +152,7 @@ class Trainer:
         """What `use` makes of the model as it is now and its device, without gradients."""
         self._model.eval()
         with torch.inference_mode():
-            return use(self._model, self._accelerator.device)
+            return use(self._accelerator.unwrap_model(self._model), self._accelerator.device)
 
     def measure(self) -> dict[str, float]:
         """The mean held-out loss of each domain."""
@@ -174,6 +174,18 @@ class Trainer:
         means = (both[:, 0] / both[:, 1].clamp(min=1)).tolist()
         return dict(zip(self._objective.domains, means, strict=True))
 
+    def _find_details(self) -> dict[str, float]:
+        """The objective's other figures of the last `measure`, over all processes."""
+        names = list(self._objective.details)
+        if not names:
+            return {}
+        sums = [self._objective.details[name] for name in names]
+        both = torch.tensor(sums, dtype=torch.float32, device=self._accelerator.device)
+        both = self._accelerator.reduce(both, "sum").tolist()
+        return {
+            name: total / count for name, (total, count) in zip(names, both, strict=True) if count
+        }
+
     def _note_held_out(self) -> None:
         began_s = time.monotonic()
         found = self.measure()
@@ -182,8 +194,9 @@ class Trainer:
         for name, value in found.items():
             state.curves.setdefault(name, []).append((state.tokens, value))
         state.held_out.append((state.step, sum(found.values()) / len(found)))
-        if self._objective.details:
-            state.details.append((state.step, dict(self._objective.details)))
+        details = self._find_details()
+        if details:
+            state.details.append((state.step, details))
 
     def _evaluate(self) -> None:
         state = self.state
@@ -325,7 +338,9 @@ class Trainer:
         groups = [
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
-        total, tokens, weight = 0.0, 0, self._objective.weigh(own)
+        # Processes average their gradients, so that each of them counts by its weight in the step.
+        weight = self._objective.weigh(numbers) / accelerator.num_processes
+        total, tokens = 0.0, 0
         for index, group in enumerate(groups):
             with _last_alone(accelerator, self._model, last=index == len(groups) - 1):
                 loss, count = self._objective.loss(self._model, group, accelerator.device)

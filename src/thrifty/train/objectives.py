@@ -38,7 +38,7 @@ class _Rows:
         """The mean here, not the longest: rows differ much in length."""
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.details: dict[str, tuple[float, int]] = {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -164,7 +164,7 @@ class Pairs(_Preferences):
             total, count = total + float(found.sum()), count + len(group)
             right += float((margins > 0).sum())
             margin += float(margins.sum())
-        self.details = {"preferred": right / max(1, count), "margin": margin / max(1, count)}
+        self.details = {"preferred": (right, count), "margin": (margin, count)}
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
@@ -243,7 +243,7 @@ class Judged(_Preferences):
             for example, value in zip(group, ratio.tolist(), strict=True):
                 ratios[example.liked].append(value)
         named = {"liked": ratios[True], "disliked": ratios[False]}
-        self.details = {name: float(np.mean(values)) for name, values in named.items() if values}
+        self.details = {name: (sum(values), len(values)) for name, values in named.items()}
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
@@ -305,7 +305,9 @@ def sum_logprobs(
         found, _ = model(tokens, positions, wanted, **given)
     else:
         call = torch.func.functional_call
-        found, _ = call(model, weights, (tokens, positions, wanted), given)
+        # Weights have the names that they have in the model, not in what joins several processes.
+        inner = getattr(model, "module", model)
+        found, _ = call(inner, weights, (tokens, positions, wanted), given)
     owners = torch.from_numpy(np.nonzero(mask)[0]).to(device)
     return torch.zeros(count, device=device).index_add(0, owners, found[:, 0].float())
 

@@ -137,12 +137,14 @@ def require_memory(
     window: int,
     *,
     frozen_copies: int = 0,
+    processes: int = 1,
 ) -> None:
     """Raise `TrainingError` if too little memory is free.
 
     Counted are the weights, the gradients and the optimizer's two moments in float32, and the
     activations that layers keep for the backward pass: about 70 bytes for each token and channel,
     and 10 bytes for each head and pair of tokens. `frozen_copies` of the model stay as they were.
+    Each of `processes` has all of it.
     """
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
     if training.checkpointing:
@@ -151,7 +153,7 @@ def require_memory(
         kept *= shape.layers
     weights = parameters * (4.5 if training.lora_rank else 20 if training.averages else 16)
     weights += 4 * frozen_copies * parameters
-    needed = round(weights + training.micro_batch * kept)
+    needed = processes * round(weights + training.micro_batch * kept)
     free = available_memory_bytes()
     if needed > free:
         raise TrainingError(

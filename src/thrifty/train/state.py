@@ -39,8 +39,9 @@ class Objective(Protocol):
     """Tokens that one evaluation takes."""
     domains: list[str]
     """What `measure` tells apart."""
-    details: dict[str, float]
-    """Other figures of the last `measure`, by name; none for most objectives."""
+    details: dict[str, tuple[float, int]]
+    """Other figures of the last `measure`, by name, as their sum over this rank's share and over how
+    many; none for most objectives. The names are the same in every rank."""
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""

@@ -44,7 +44,7 @@ class Embeddings:
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
         self.held_out_tokens = held_out * self.example_tokens
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.details: dict[str, tuple[float, int]] = {}
         if not same_width:
             self.unit = "squared difference of similarities"
 

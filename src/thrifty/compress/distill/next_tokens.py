@@ -47,7 +47,7 @@ class NextTokens:
         self.example_tokens = examples.window
         self.held_out_tokens = len(self._held_out) * examples.window
         self.domains = list(dict.fromkeys(map(examples.domain, self._held_out)))
-        self.details: dict[str, float] = {}
+        self.details: dict[str, tuple[float, int]] = {}
         self._divergence = DIVERGENCES[training.divergence]
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
