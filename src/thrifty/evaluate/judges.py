@@ -91,11 +91,14 @@ def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
     return first if first == second else 0
 
 
-def open_judge(named: str | RemoteJudge, database: Database) -> Judge:
-    """The judge that a plan or a spec names. Raises `JudgeAway`."""
+def open_judge(named: str | RemoteJudge, database: Database | None) -> Judge:
+    """The judge that a plan or a spec names; deployments are found in `database`. Raises
+    `JudgeAway`.
+    """
     if isinstance(named, RemoteJudge):
         return ModelJudge(named.url, named.model, named.key_env)
     if named.startswith(DEPLOYMENT):
+        assert database is not None, named
         return open_deployment(named.removeprefix(DEPLOYMENT), database)
     return FunctionJudge(named)
 

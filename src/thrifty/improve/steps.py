@@ -117,9 +117,11 @@ def gate(turn: Turn) -> dict[str, Any]:
     trusted = turn.require("collect").get("trusted")
     request = GateRequest(
         made["served"], serving.label, wanted.data, wanted.margin, wanted.items, wanted.tokens,
-        wanted.speed, None if trusted is None else trusted["data"],
+        wanted.speed, None if trusted is None else trusted["data"], wanted.judge,
     )  # fmt: skip
-    result = run_gate(turn.store, turn.home, request, turn.on_progress, turn.on_note, turn.machine)
+    result = run_gate(
+        turn.store, turn.home, request, turn.on_progress, turn.on_note, turn.machine, turn.database
+    )
     verdict = max(
         (one for one in turn.store.read_measurements(made["artifact"]) if one.kind == GATE),
         key=lambda one: one.measured,
