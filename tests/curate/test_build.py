@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def build(home: Home, sources: list[dict[str, Any]], name: str = "made", **keys: Any) -> BuiltSet:
-    options = {key: keys.pop(key) for key in ("workers", "piece_bytes") if key in keys}
+    options = {key: keys.pop(key) for key in ("workers", "piece_bytes", "ray") if key in keys}
     return build_data({"sources": sources, **keys}, name, home=home, **options)
 
 
@@ -302,6 +302,27 @@ def test_the_newest_rows_are_held_out(home: Home, tmp_path: Path) -> None:
     assert lines == sorted(range(11, 41), reverse=True)
     with pytest.raises(DataError, match="no row has a time"):
         build(home, [{"path": str(path)}], split={"test": 0.25, "time": True})
+
+
+def test_the_newest_rows_of_each_language_are_held_out(home: Home, tmp_path: Path) -> None:
+    english = "How do I find the way to the old castle with number {} in the evening?"
+    german = "Wie finde ich am Abend den Weg zum alten Schloss mit der Nummer {}?"
+    rows = [
+        {**talk((german if n >= 30 else english).format(n), f"Answer {n}."), "time": n}
+        for n in range(40)
+    ]
+    source = {"path": str(write_lines(tmp_path / "rows.jsonl", rows))}
+    keys: dict[str, Any] = {"deduplicate": {"near": False}}
+    by_time = build(home, [source], split={"test": 0.2, "time": True}, **keys)
+    assert {row["provenance"]["line"] for row in by_time.read("test")} == set(range(33, 41))
+    split = {"test": 0.2, "time": True, "stratify": "language"}
+    built = build(home, [source], split=split, **keys)
+    held = [
+        (row["provenance"]["language"], row["provenance"]["line"]) for row in built.read("test")
+    ]
+    assert sorted(held) == [("de", 39), ("de", 40), *(("en", line) for line in range(25, 31))]
+    even = build(home, [source], balance="language", split=0, **keys)
+    assert even.count() == 20
 
 
 def test_weights_and_balance(home: Home, tmp_path: Path) -> None:
