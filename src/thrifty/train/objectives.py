@@ -1,6 +1,7 @@
 """What `thrifty train` learns: supervised turns, pairs of answers, judged answers.
 
-Examples are padded on the right, which a causal model does not see. The reference of preferences is
+Short examples share a window, and what is left of it is padded on the right, which a causal model
+does not see. The reference of preferences is
 the same model with the weights that it began with; with LoRA, these are the updates alone.
 """
 
@@ -290,15 +291,28 @@ def sum_logprobs(
 ) -> Tensor:
     """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights`
     in place of its own, by name.
+
+    Short texts share a window, so that less is padded: positions restart where the next one begins,
+    and attention does not reach over that.
     """
-    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    count, length = tokens.shape
-    mask = np.zeros((count, length - 1), np.bool_)
-    for number, text in enumerate(texts):
-        mask[number, : len(text.tokens) - 1] = text.mask()
-    chosen = torch.from_numpy(np.flatnonzero(mask)).to(device)
-    positions = torch.arange(length, device=device).repeat(count, 1)
+    packs = pack([len(text.tokens) for text in texts])
+    length = max(len(text.tokens) for text in texts)
+    ids = np.zeros((len(packs), length), np.int64)
+    places = np.tile(np.arange(length), (len(packs), 1))
+    owner = np.full((len(packs), length - 1), -1)
+    for window, members in enumerate(packs):
+        begin = 0
+        for number in members:
+            text = texts[number]
+            end = begin + len(text.tokens)
+            ids[window, begin:end] = text.tokens
+            places[window, begin:] = np.arange(length - begin)
+            owner[window, begin : end - 1][text.mask()] = number
+            begin = end
+        places[window, begin:] = np.arange(length - begin)
+    tokens, positions = (torch.from_numpy(one).to(device) for one in (ids, places))
+    learned = np.flatnonzero(owner >= 0)
+    chosen = torch.from_numpy(learned).to(device)
     wanted = tokens[:, 1:].reshape(-1, 1)[chosen]
     given = {"rows": chosen}
     if weights is None:
@@ -308,8 +322,25 @@ def sum_logprobs(
         # Weights have the names that they have in the model, not in what joins several processes.
         inner = getattr(model, "module", model)
         found, _ = call(inner, weights, (tokens, positions, wanted), given)
-    owners = torch.from_numpy(np.nonzero(mask)[0]).to(device)
-    return torch.zeros(count, device=device).index_add(0, owners, found[:, 0].float())
+    owners = torch.from_numpy(owner.reshape(-1)[learned]).to(device)
+    return torch.zeros(len(texts), device=device).index_add(0, owners, found[:, 0].float())
+
+
+def pack(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of texts that share a window, none of which is longer than the longest text: the
+    longest first, each into the first window that has room (first fit decreasing).
+    """
+    most = max(lengths)
+    packs: list[list[int]] = []
+    rooms: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        place = next((n for n, room in enumerate(rooms) if room >= lengths[number]), len(packs))
+        if place == len(packs):
+            packs.append([])
+            rooms.append(most)
+        packs[place].append(number)
+        rooms[place] -= lengths[number]
+    return packs
 
 
 def _list_texts(examples: Sequence[Example]) -> list[TokenText]:
