@@ -65,7 +65,8 @@ def train(turn: Turn) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         lora_rank=LORA_RANK if settings.lora_rank is None else settings.lora_rank,
         window=settings.window, beta=BETA if settings.beta is None else settings.beta,
-        sft_weight=settings.sft_weight if method is Method.DPO else 0.0, seed=settings.seed,
+        sft_weight=settings.sft_weight if method is Method.DPO else 0.0,
+        processes=settings.processes, seed=settings.seed,
         augment=_find_augmentation(settings.augment),
     )  # fmt: skip
     try:

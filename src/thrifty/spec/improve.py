@@ -87,6 +87,9 @@ class ImproveTrainSpec(Section):
         description="For `dpo`: how much of the loss of `sft` on the chosen answers is added.",
     )  # fmt: skip
     window: Count | None = Field(None, ge=32, description="Rows with more tokens are set aside.")
+    processes: Count = Field(
+        1, ge=1, le=64, description="How many processes train together, one for each GPU."
+    )
     seed: Integer = Field(0, description="The same seed gives the same training.")
     augment: str | None = Field(
         None,
