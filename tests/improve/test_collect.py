@@ -50,7 +50,7 @@ def test_one_row_said_sixty_times_is_one_row(database: Database, home: Home) -> 
         user = f"user-{number % 6}"
         response = give(world, "What is it?", f"No {number}.", up=False, user=user)
         correct(world, response, "It is the seventh of them.", user)
-    with pytest.raises(TurnEnds, match="1 different rows are left of the feedback") as ended:
+    with pytest.raises(TurnEnds, match="the feedback comes to 1 different rows") as ended:
         collect(turn)
     assert ended.value.state == NOTHING
 

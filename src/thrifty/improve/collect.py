@@ -304,7 +304,7 @@ def _require_rows(built: BuiltSet) -> None:
     if built.count() < LEAST_ROWS:
         raise TurnEnds(
             NOTHING,
-            f"{built.count()} different rows are left of the feedback ({built.label} tells what was "
+            f"the feedback comes to {built.count()} different rows ({built.label} tells what was "
             f"removed), and a training takes {LEAST_ROWS}; wait for more feedback",
         )
     if built.kind == "kto" and len({bool(row["label"]) for row in built.read(TRAIN)}) < 2:

@@ -41,7 +41,7 @@ from thrifty.train.settings import RowSettings, balance_weights
 from thrifty.train.trials import choose_augmentation
 from thrifty.types import Family, OnProgress, ignore_progress
 
-VERSION = 1
+VERSION = 2
 """Increase it when training changes, so that models are trained again."""
 WORKER = "thrifty.train.worker"
 WINDOW = 1024
@@ -110,6 +110,8 @@ class TrainingRequest:
     checkpointing: bool = False
     processes: int = 1
     """How many processes train together: one for each GPU."""
+    ray: str | None = None
+    """The address of a Ray cluster's head: the training runs on a node of it."""
     seed: int = 0
     patience: int = 4
     resume: bool = False
@@ -272,10 +274,14 @@ def _run(
         "window": window, "limits": limits, **more,
     }  # fmt: skip
     processes = work.request.processes
-    return run_worker(WORKER, job, folder, processes, work.on_progress, work.on_note)
+    return run_worker(
+        WORKER, job, folder, processes, work.on_progress, work.on_note, work.request.ray
+    )
 
 
 def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> None:
+    if work.request.ray is not None:
+        return  # another machine's memory
     source, method = work.source, work.request.method
     encoder = method is Method.CONTRASTIVE
     shape = load_encoder(source).shape if encoder else load_decoder(source).shape
@@ -375,6 +381,11 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
 def _check(request: TrainingRequest) -> None:
     if request.epochs is not None and request.minutes is not None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.ray is not None and request.minutes is not None:
+        raise TrainingError(
+            "minutes are counted by a clock of this machine; set --epochs for a training on a Ray "
+            "cluster"
+        )
     if request.augment.auto and request.minutes is not None:
         raise TrainingError(
             "augment: auto compares trainings of as many steps; set --epochs, not --minutes, or name "
