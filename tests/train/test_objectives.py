@@ -137,8 +137,9 @@ def test_pairs_have_the_loss_of_dpo(student: Any) -> None:
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
     with torch.inference_mode():
         objective.measure(student, "cpu", 0, 1)
-    assert objective.details["preferred"] == (np.sum(np.array(margins) > 0), len(margins))
-    assert objective.details["margin"] == (pytest.approx(np.sum(margins), rel=1e-3), len(margins))
+    details = objective.describe(objective.notes)
+    assert details["preferred"] == pytest.approx(np.mean(np.array(margins) > 0))
+    assert details["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
     found.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -204,7 +205,9 @@ def test_judged_answers_have_the_loss_of_kto(student: Any) -> None:
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
     with torch.inference_mode():
         objective.measure(student, "cpu", 0, 1)
-    assert set(objective.details) == {"liked", "disliked"}
+    details = objective.describe(objective.notes)
+    assert set(details) == {"liked", "disliked", "preferred", "by_chance"}
+    assert 0 <= details["preferred"] <= 1
 
 
 def test_the_estimate_of_the_distance_is_never_negative_and_has_no_gradient() -> None:

@@ -25,6 +25,7 @@ from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
 from thrifty.improve.guards import Sifted, hash_answer, sift_feedback
+from thrifty.improve.signal import find_signal
 from thrifty.improve.taught import forget_answers, make_taught, note_teacher
 from thrifty.improve.trusted import build_trusted, find_prompts, list_questions, split_trusted
 from thrifty.improve.turn import (
@@ -213,6 +214,11 @@ def collect(turn: Turn) -> dict[str, Any]:
         path.unlink(missing_ok=True)
     _require_rows(built)
     _refuse_known(turn, built)
+    signal = None
+    if found.method != "sft":
+        signal = find_signal(list(_export(turn, Form.KTO, found.sifted, Skipped())))
+    if signal is not None:
+        turn.on_note(str(signal))
     forget_answers(turn)
     outcome = describe_outcome(built)
     return {
@@ -222,6 +228,7 @@ def collect(turn: Turn) -> dict[str, Any]:
         "left_out": {name: n for name, n in found.sifted.left_out.items() if n},
         "no_row": dict(skipped.counts), "own": own, "removed": outcome["removed"],
         "mixed": [one.label for one in mixed],
+        "signal": None if signal is None else {**vars(signal), "found": signal.found},
         "trusted": None if trusted is None else {"data": trusted.label, "rows": trusted.count()},
         "teacher": _read_teacher(turn), "taught": {"by": teacher, "rows": len(taught)},
     }  # fmt: skip

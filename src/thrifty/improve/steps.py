@@ -48,6 +48,8 @@ from thrifty.train.settings import IMPROVED_NOTHING
 from thrifty.types import Progress
 
 LOOK_S = 1.0
+EVIDENCE_DEVIATIONS = 1.645
+"""A share of held-out pairs that were learned is above half by chance in one of twenty cases."""
 IMPROVE = "improve"
 """The kind of the measurement that tells a model's story in the store."""
 
@@ -79,11 +81,29 @@ def train(turn: Turn) -> dict[str, Any]:
             raise TurnEnds(NOTHING, str(error)) from None
         raise
     figures = version.lineage.figures
+    _require_evidence(collected.get("signal"), figures["details"])
     kept = ("before", "after", "unit", "steps", "best_step", "seconds", "tokens", "learning_rate")
     return {
         "model": version.label, "artifact": artifact.id,
         **{name: figures[name] for name in kept if name in figures},
     }  # fmt: skip
+
+
+def _require_evidence(signal: dict[str, Any] | None, details: dict[str, Any]) -> None:
+    """Raise `TurnEnds` where neither the feedback nor the training shows that something was learned
+    which holds for other prompts: what random likes change is no improvement.
+    """
+    if signal is None or signal["found"] or "preferred" not in details:
+        return
+    preferred = details["preferred"]["after"]
+    if preferred > 0.5 + EVIDENCE_DEVIATIONS * details["by_chance"]["after"]:
+        return
+    raise TurnEnds(
+        NOTHING,
+        f"the feedback looks random: {signal['told']:.0%} of liked answers are told from disliked "
+        f"ones by their form and words, and {preferred:.0%} by what was trained on the others; more "
+        "feedback may show more",
+    )
 
 
 def _find_augmentation(wanted: str | None) -> Augmentation:

@@ -80,7 +80,9 @@ def run_job(
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
     set_seed(settings.seed)
     model, trained, objective = prepare()
-    trainer = Trainer(trained, objective, settings, folder, accelerator, name)
+    trainer = Trainer(
+        trained, objective, settings, folder, accelerator, name, at_once=job.get("at_once", 1)
+    )
     main = accelerator.is_main_process
     report_progress = _send_progress if main else (lambda _: None)
     tell: Callable[[str], None] = (lambda text: _send(note=text)) if main else (lambda _: None)

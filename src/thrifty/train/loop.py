@@ -7,18 +7,20 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from thrifty.errors import TrainingError
 from thrifty.files import replace_atomically, write_atomically
 from thrifty.train.forecast import forecast
+from thrifty.train.gradients import Gradients
 from thrifty.train.schedule import choose_rate, count_examples, find_rate
 from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective, State
@@ -40,6 +42,9 @@ FIRST_EVALUATION_S, MOST_BETWEEN_S, EVALUATION_SHARE = 25.0, 120.0, 0.1
 """A training with a deadline is evaluated after so many seconds, then at twice the time, but at
 least so often; less often where an evaluation would take more than this share of the time."""
 FORECAST_EVERY_S = 60.0
+EARLIEST_STOP = 0.5
+"""Where the end is known, evaluations without improvement count from this share of the steps on:
+while the learning rate is high, held-out losses may rise that then fall below where they began."""
 
 
 class Trainer:
@@ -53,8 +58,9 @@ class Trainer:
         folder: Path,
         accelerator: Accelerator,
         name: str = "train",
+        at_once: int = 1,
     ) -> None:
-        """`name` is what progress calls it."""
+        """`name` is what progress calls it. At most `at_once` micro-batches run at once."""
         self._objective = objective
         self._training = training
         self._folder = folder
@@ -88,6 +94,9 @@ class Trainer:
             weight_decay=training.weight_decay, fused=True,
         )  # fmt: skip
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
+        self._gradients = Gradients(
+            self._model, list(self._trained.values()), objective, accelerator, at_once
+        )
         self.state = State()
 
     def run(
@@ -176,15 +185,10 @@ class Trainer:
 
     def _find_details(self) -> dict[str, float]:
         """The objective's other figures of the last `measure`, over all processes."""
-        names = list(self._objective.details)
-        if not names:
-            return {}
-        sums = [self._objective.details[name] for name in names]
-        both = torch.tensor(sums, dtype=torch.float32, device=self._accelerator.device)
-        both = self._accelerator.reduce(both, "sum").tolist()
-        return {
-            name: total / count for name, (total, count) in zip(names, both, strict=True) if count
-        }
+        notes = self._objective.notes
+        if self._accelerator.num_processes > 1:
+            notes = gather_object(notes)
+        return self._objective.describe(notes)
 
     def _note_held_out(self) -> None:
         began_s = time.monotonic()
@@ -202,7 +206,7 @@ class Trainer:
         state = self.state
         with self._averaged():
             self._note_held_out()
-            if state.held_out[-1][1] <= state.best:
+            if self._training.keeps_last or state.held_out[-1][1] <= state.best:
                 state.best_step = state.step
                 self._save_weights("best")
         began_s = time.monotonic()
@@ -338,16 +342,10 @@ class Trainer:
         groups = [
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
+        self._objective.prepare(self._model, own, accelerator.device)
         # Processes average their gradients, so that each of them counts by its weight in the step.
         weight = self._objective.weigh(numbers) / accelerator.num_processes
-        total, tokens = 0.0, 0
-        for index, group in enumerate(groups):
-            with _last_alone(accelerator, self._model, last=index == len(groups) - 1):
-                loss, count = self._objective.loss(self._model, group, accelerator.device)
-                loss = loss * (self._objective.weigh(group) / weight)
-                accelerator.backward(loss)
-            total += float(loss.detach())
-            tokens += count
+        total, tokens = self._gradients.add(groups, weight)
         accelerator.clip_grad_norm_(self._trained.values(), training.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -382,7 +380,10 @@ class Trainer:
             epoch += 1
 
     def _stalled(self) -> bool:
-        evaluations = [step for step, _ in self.state.held_out if step > self.state.best_step]
+        if self._training.keeps_last:
+            return False
+        counted = max(self.state.best_step, EARLIEST_STOP * (self.steps or 0))
+        evaluations = [step for step, _ in self.state.held_out if step > counted]
         return len(evaluations) >= self._training.patience
 
     def _check(self, loss: float) -> None:
@@ -471,11 +472,6 @@ def _describe(training: LoopSettings) -> dict[str, Any]:
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are set; earlier notes lack those that a later release added."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
-    """Synchronize gradients between processes once per step, after its last part."""
-    return nullcontext() if last else accelerator.no_sync(model)
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:

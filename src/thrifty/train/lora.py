@@ -16,12 +16,31 @@ class _LowRank(nn.Module):  # type: ignore[misc]  # torch's types are not read
     def __init__(self, base: Any, rank: int) -> None:
         super().__init__()
         self.base = base
+        self._frozen: Any = None
         self.down = nn.Parameter(torch.empty(rank, base.in_features))
         self.up = nn.Parameter(torch.zeros(base.out_features, rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
     def forward(self, x: Any) -> Any:
-        return self.base(x) + SCALE * ((x @ self.down.T) @ self.up.T)
+        weight = self._read_frozen(x.device.type)
+        return nn.functional.linear(x, weight, self.base.bias) + SCALE * (
+            (x @ self.down.T) @ self.up.T
+        )
+
+    def _read_frozen(self, kind: str) -> Any:
+        """The frozen matrix, in the precision of autocast, which converts it only once here: it
+        remembers what it has converted only of weights that are trained.
+        """
+        weight = self.base.weight
+        if not torch.is_autocast_enabled(kind):
+            return weight
+        dtype = torch.get_autocast_dtype(kind)
+        kept = self._frozen
+        if kept is None or kept.dtype != dtype or kept.device != weight.device:
+            # An evaluation may be the first to ask, and its tensors take no part in gradients.
+            with torch.inference_mode(mode=False):
+                kept = self._frozen = weight.detach().to(dtype)
+        return kept
 
 
 def attach(model: Any, rank: int, seed: int) -> None:

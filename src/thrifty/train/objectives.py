@@ -7,6 +7,7 @@ the same model with the weights that it began with; with LoRA, these are the upd
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,15 @@ class _Rows:
         """The mean here, not the longest: rows differ much in length."""
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.details: dict[str, tuple[float, int]] = {}
+        self.notes: list[tuple[float, float]] = []
+        self.concurrent = True
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`."""
+        return {}
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -134,11 +143,15 @@ class Pairs(_Preferences):
         self._known: dict[int, Tensor] = {}
         self._known_held_out: dict[int, Tensor] = {}
 
-    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
-        """See `Objective`."""
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        """See `Objective`: ask the reference."""
         missing = {n // self._settings.micro_batch for n in numbers if n not in self._known}
         for block in sorted(missing):
             self._ask_block(model, block, device)
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        self.prepare(model, numbers, device)
         old = torch.stack([self._known[n] for n in numbers], dim=1)
         found, _, tokens = self._compare(model, [self._learned[n] for n in numbers], old, device)
         return found.mean(), tokens
@@ -155,18 +168,28 @@ class Pairs(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: the share of pairs in which the chosen answer gained more
-        than the rejected one, and how many nats more.
-        """
-        total, count, right, margin = 0.0, 0, 0.0, 0.0
+        """See `Objective`."""
+        total, count = 0.0, 0
+        self.notes = []
         for number, group in enumerate(self._groups(rank, ranks)):
             old = self._ask_held_out(model, number, group, device)
             found, margins, _ = self._compare(model, group, old, device)
             total, count = total + float(found.sum()), count + len(group)
-            right += float((margins > 0).sum())
-            margin += float(margins.sum())
-        self.details = {"preferred": (right, count), "margin": (margin, count)}
+            self.notes += [(1.0, margin) for margin in margins.tolist()]
         return {"": (total, count)}
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`. The share of pairs in which the chosen answer gained more than the
+        rejected one, the standard deviation of that share by chance, and how many nats more it
+        gained.
+        """
+        if not notes:
+            return {}
+        margins = np.array([margin for _, margin in notes])
+        return {
+            "preferred": float((margins > 0).mean()), "by_chance": 0.5 / math.sqrt(len(margins)),
+            "margin": float(margins.mean()),
+        }  # fmt: skip
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
         """The loss of each held-out example, in order."""
@@ -225,6 +248,8 @@ class Judged(_Preferences):
                 "KTO compares the answers of a micro-batch with one another; set --micro-batch to "
                 "at least 2"
             )
+        # Asking the reference changes the model for a moment.
+        self.concurrent = False
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """See `Objective`."""
@@ -235,17 +260,30 @@ class Judged(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: how many nats likelier liked and disliked answers became."""
+        """See `Objective`."""
         total, count = 0.0, 0
-        ratios: dict[bool, list[float]] = {True: [], False: []}
+        self.notes = []
         for group in self._groups(rank, ranks):
             found, ratio, _ = self._judge(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
             for example, value in zip(group, ratio.tolist(), strict=True):
-                ratios[example.liked].append(value)
-        named = {"liked": ratios[True], "disliked": ratios[False]}
-        self.details = {name: (sum(values), len(values)) for name, values in named.items()}
+                self.notes.append((float(example.liked), value))
         return {"": (total, count)}
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`. How many nats likelier liked and disliked answers became, in what share of
+        pairs of both the liked one gained more, and the standard deviation of that share by chance.
+        """
+        up, down = (np.array([v for liked, v in notes if liked == one]) for one in (1.0, 0.0))
+        found = {"liked": up, "disliked": down}
+        details = {name: float(values.mean()) for name, values in found.items() if len(values)}
+        if len(up) and len(down):
+            more = up[:, None] - down[None]
+            details |= {
+                "preferred": float(((more > 0) + 0.5 * (more == 0)).mean()),
+                "by_chance": math.sqrt((len(up) + len(down) + 1) / (12 * len(up) * len(down))),
+            }
+        return details
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
         """The loss of each held-out example, in order."""

@@ -159,22 +159,24 @@ def require_memory(
     *,
     frozen_copies: int = 0,
     processes: int = 1,
-) -> None:
-    """Raise `TrainingError` if too little memory is free.
+) -> int:
+    """How many micro-batches the free memory allows to be computed at once; raises `TrainingError`
+    if it is too little for one.
 
     Counted are the weights, the gradients and the optimizer's two moments in float32, and the
     activations that layers keep for the backward pass: about 70 bytes for each token and channel,
-    and 10 bytes for each head and pair of tokens. `frozen_copies` of the model stay as they were.
-    Each of `processes` has all of it.
+    and 10 bytes for each head and pair of tokens. With LoRA, frozen weights are kept in 16 bits,
+    too. `frozen_copies` of the model stay as they were. Each of `processes` has all of it.
     """
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
     if training.checkpointing:
         kept += (shape.layers - 1) * window * 4 * shape.hidden_size
     else:
         kept *= shape.layers
-    weights = parameters * (4.5 if training.lora_rank else 20 if training.averages else 16)
+    kept *= training.micro_batch
+    weights = parameters * (6.5 if training.lora_rank else 20 if training.averages else 16)
     weights += 4 * frozen_copies * parameters
-    needed = processes * round(weights + training.micro_batch * kept)
+    needed = processes * round(weights + kept)
     free = available_memory_bytes()
     if needed > free:
         raise TrainingError(
@@ -182,3 +184,6 @@ def require_memory(
             f"{format_bytes(free)} are free; use LoRA (--lora-rank 16), --checkpointing, or a "
             "smaller model"
         )
+    # Each has gradients of its own.
+    another = kept + (0 if training.lora_rank else 4 * parameters)
+    return 1 + int((free - needed) // another)

@@ -39,8 +39,8 @@ def follow_training(
         ) as process,
     ):  # fmt: skip
         assert process.stdout is not None
-        for line in process.stdout:  # Ray sends values into its generators, which files do not take
-            yield line  # noqa: UP028
+        # Ray sends values into its generators, which files do not take.
+        yield from (line for line in process.stdout)
     yield process.returncode
 
 

@@ -50,6 +50,8 @@ LORA_RANK = 16
 BETA = 0.1
 LEAST_TRIAL_STEPS, TRIAL_SHARE, TRIAL_EVALUATIONS = 20, 0.5, 5
 """A trial of an augmentation takes this share of the training's steps, and at least so many."""
+OPPOSITE_DEVIATIONS = 2.0
+"""A share of preferred pairs that is below half by so many standard deviations is no chance."""
 EVALUATIONS = 10
 """A training in epochs is evaluated so often."""
 FEW_TOKENS = 1_000_000
@@ -228,11 +230,11 @@ def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     request = work.request
     prepared, window = _prepare(work, folder, work.on_note)
     settings = choose_settings(request, prepared, (folder / SOURCES).exists())
-    _require_memory(work, settings, prepared)
+    at_once = _require_memory(work, settings, prepared)
     report = read_report(folder)
     if report is None:
         limits = _make_limits(folder, request, work.began_s)
-        report = _run(work, folder, settings, window, limits)
+        report = _run(work, folder, settings, window, limits, at_once=at_once)
     details = {}
     if report["details"]:
         best = max(
@@ -240,6 +242,7 @@ def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
         first, last = report["details"][0][1], (best or report["details"][-1])[1]
         details = {name: {"before": first.get(name), "after": last[name]} for name in last}
+    _refuse_opposite(details)
     chosen = {
         "method": request.method.value, "rows": prepared.figures, "details": details,
         "data_paths": [str(path.absolute()) for path in request.files],
@@ -249,6 +252,18 @@ def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if settings.augment is not None:
         chosen["forms"] = settings.augment
     return report, chosen
+
+
+def _refuse_opposite(details: dict[str, Any]) -> None:
+    """Raise `TrainingError` where held-out rows say that the opposite was learned."""
+    if "preferred" not in details:
+        return
+    preferred = details["preferred"]["after"]
+    if preferred < 0.5 - OPPOSITE_DEVIATIONS * details["by_chance"]["after"]:
+        raise TrainingError(
+            f"in only {preferred:.0%} of the held-out pairs did the liked answer gain more than the "
+            "disliked one: the rows contradict one another, or likes and dislikes are mixed up"
+        )
 
 
 def _prepare(work: Work, folder: Path, on_note: OnNote) -> tuple[Prepared, int]:
@@ -279,14 +294,15 @@ def _run(
     )
 
 
-def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> None:
+def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> int:
+    """How many micro-batches may be computed at once."""
     if work.request.ray is not None:
-        return  # another machine's memory
+        return 1  # another machine's memory
     source, method = work.source, work.request.method
     encoder = method is Method.CONTRASTIVE
     shape = load_encoder(source).shape if encoder else load_decoder(source).shape
     texts = settings.micro_batch * max(prepared.texts, 2 if method is Method.KTO else 1)
-    require_memory(
+    return require_memory(
         shape, work.plain[1].description.parameters, replace(settings, micro_batch=texts),
         prepared.longest,
         frozen_copies=method in (Method.DPO, Method.KTO) and not settings.lora_rank,
@@ -316,9 +332,9 @@ def _try(
         write_atomically(steps, json.dumps(max(few, round(TRIAL_SHARE * whole))))
     count = json.loads(steps.read_text())
     settings = replace(settings, steps=count, every_steps=max(1, count // TRIAL_EVALUATIONS))
-    _require_memory(work, settings, prepared)
+    at_once = _require_memory(work, settings, prepared)
     if not (own / LOSSES).exists():
-        _run(work, own, settings, window, {}, trial=True)
+        _run(work, own, settings, window, {}, trial=True, at_once=at_once)
         for path in own.glob("*.safetensors"):
             path.unlink()
     losses = iter(json.loads((own / LOSSES).read_text()))

@@ -89,6 +89,11 @@ class LoopSettings:
         return False
 
     @property
+    def keeps_last(self) -> bool:
+        """Whether the last state is the result, not that with the lowest held-out loss."""
+        return False
+
+    @property
     def epochs_differ(self) -> bool:
         """Whether each epoch shows other forms of the examples. The loop then numbers them on from
         epoch to epoch: n stands for example n % examples in epoch n // examples.
@@ -131,6 +136,13 @@ class RowSettings(LoopSettings):
     def freezes_embeddings(self) -> bool:
         """See `freeze_embeddings`."""
         return self.freeze_embeddings
+
+    @property
+    def keeps_last(self) -> bool:
+        """Yes for preferences: what a few dozen held-out judgements give is noise beside what is
+        learned, and their loss often rises while answers become better liked.
+        """
+        return self.method in ("dpo", "kto")
 
     @property
     def epochs_differ(self) -> bool:

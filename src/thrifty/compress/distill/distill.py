@@ -119,7 +119,7 @@ def distill_model(
     if made is not None and made[0].name == request.out:
         return made
     # Checked before the teacher runs, which may take hours.
-    require_memory(
+    job["at_once"] = require_memory(
         inputs.shape, artifact.description.parameters, Training(**job["training"]), window
     )
     # A training in minutes is the same training whatever their number.

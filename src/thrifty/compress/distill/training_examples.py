@@ -144,7 +144,8 @@ class TrainingExamples:
         self.window = window
         self.has_teacher = has_teacher
         """Whether there are a teacher's predictions besides the text."""
-        self._live = live
+        self.live = live
+        """Asked while the student learns."""
         self._parts = parts
         self._packs: list[tuple[Part, list[int]]] = []
         ends = [list(part.ends) or [len(part.pieces.lengths)] for part in parts]
@@ -190,9 +191,9 @@ class TrainingExamples:
 
         Raises `CompressionError` if the teacher cannot be queried.
         """
-        if self._live is None:
+        if self.live is None:
             raise CompressionError("the teacher's predictions were recorded; it cannot be queried")
-        return self._live.query(tokens, first)
+        return self.live.query(tokens, first)
 
 
 def join(examples: Sequence[TrainingExample]) -> TrainingExample:

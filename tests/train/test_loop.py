@@ -1,0 +1,165 @@
+"""The training loop with objectives made by hand: when it stops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+accelerate = pytest.importorskip("accelerate")
+
+from thrifty.errors import TrainingError  # noqa: E402
+from thrifty.train import lora  # noqa: E402
+from thrifty.train.loop import Trainer  # noqa: E402
+from thrifty.train.settings import LoopSettings  # noqa: E402
+
+pytestmark = pytest.mark.engine
+
+
+class Curve:
+    """Held-out losses that are given, one for each evaluation; the last one from then on."""
+
+    unit, examples, example_tokens, held_out_tokens = "nats", 8, 1, 1
+    domains = ("",)
+
+    def __init__(self, losses: Sequence[float]) -> None:
+        self.losses = list(losses)
+        self.details: dict[str, float] = {}
+        self.measured = 0
+        self.concurrent = False
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        pass
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        return model(torch.ones(1, 2)).square().mean(), len(numbers)
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        return len(numbers)
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        value = self.losses[min(self.measured, len(self.losses) - 1)]
+        self.measured += 1
+        return {"": (value, 1)}
+
+
+def make_trainer(folder: Path, losses: Sequence[float]) -> Trainer:
+    settings = LoopSettings(
+        steps=40, every_steps=4, patience=4, batch_examples=1, learning_rate=1e-3
+    )
+    accelerator = accelerate.Accelerator(cpu=True)
+    return Trainer(torch.nn.Linear(2, 1), Curve(losses), settings, folder, accelerator)
+
+
+def test_loss_that_rises_while_the_rate_is_high_ends_no_training(tmp_path: Path) -> None:
+    """The held-out loss of preferences often rises first, and falls below its beginning later."""
+    trainer = make_trainer(tmp_path, [2.0, 2.1, 2.2, 2.2, 2.2, 2.1, 1.9, 1.8])
+    assert trainer.run()
+    assert trainer.state.step == 40
+    assert trainer.state.best == pytest.approx(1.8)
+
+
+def test_training_that_gains_nothing_ends_early(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [2.0, 1.5, 1.6])
+    assert trainer.run()
+    assert trainer.state.step == 36
+    assert trainer.state.best_step == 4
+    other = tmp_path / "other"
+    other.mkdir()
+    trainer = make_trainer(other, [2.0, 2.1])
+    with pytest.raises(TrainingError, match="improved nothing"):
+        trainer.run()
+    assert trainer.state.step == 36
+
+
+class Squares:
+    """Examples of different sizes, each of which pulls the weights its own way."""
+
+    unit, examples, example_tokens, held_out_tokens, domains = "nats", 6, 4, 4, ("",)
+
+    def __init__(self, *, concurrent: bool) -> None:
+        self.concurrent = concurrent
+        self.details: dict[str, float] = {}
+        self.prepared: set[int] = set()
+        self.threads: set[str] = set()
+
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+        self.prepared.update(numbers)
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        assert self.prepared.issuperset(numbers)
+        self.threads.add(threading.current_thread().name)
+        rows = torch.stack([torch.arange(4.0) * number - 3 for number in numbers])
+        return (model(rows) - 1).square().mean(), len(numbers) * 4
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        return len(numbers)
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        return {"": (float((model(torch.ones(1, 4)) - 1).square().mean()), 1)}
+
+
+def test_micro_batches_at_once_give_the_same_gradients(tmp_path: Path) -> None:
+    """Several threads, and one after the other: the same weights after the same steps."""
+    settings = LoopSettings(steps=3, batch_examples=5, micro_batch=2, learning_rate=1e-2)
+    found = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for name, at_once, concurrent in (("one", 1, True), ("all", 4, True), ("no", 4, False)):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(
+                torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+            )
+            objective = Squares(concurrent=concurrent)
+            (tmp_path / name).mkdir()
+            trainer = Trainer(
+                model, objective, settings, tmp_path / name, accelerate.Accelerator(cpu=True),
+                at_once=at_once,
+            )  # fmt: skip
+            assert trainer.run()
+            used = {name for name in objective.threads if name.startswith("micro-batch")}
+            assert bool(used) == (name == "all")
+            found.append((trainer.state.losses, [p.detach().clone() for p in model.parameters()]))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    for losses, weights in found[1:]:
+        assert losses == pytest.approx(found[0][0])
+        for one, other in zip(weights, found[0][1], strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_lora_computes_with_the_frozen_matrix_of_autocast() -> None:
+    """The matrix is converted once, and the result is what conversions at every call give."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 8))
+    x = torch.randn(4, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(x)
+    lora.attach(model, 4, seed=0)
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x), plain)
+        found = model(x)
+    assert torch.equal(found, plain)
+    assert torch.allclose(model(x), exact)
+    assert model(x).dtype == torch.float32
+    found.sum().backward()
+    assert model[0].up.grad is not None
+    assert model[0].base.weight.grad is None
+    before = model[0].base.weight.detach().clone()
+    with torch.no_grad():
+        model[0].up.fill_(0.1)
+        after = model(x)
+        lora.merge(model)
+    assert not torch.equal(model[0].weight, before)
+    assert torch.allclose(model(x), after, atol=1e-5)
