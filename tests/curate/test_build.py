@@ -444,6 +444,20 @@ def test_a_file_that_changes_meanwhile_is_found(home: Home, tmp_path: Path) -> N
     assert build_data(recipe, "made", home=home).count() == 51
 
 
+def test_a_file_that_is_written_anew_with_the_same_bytes_is_the_same(
+    home: Home, tmp_path: Path
+) -> None:
+    rows = make_chats(6)
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    judged = write_lines(tmp_path / "judged.jsonl", rows[:1])
+    apart = {"against": [str(judged)]}
+    with pytest.raises(LeakError, match="1 row holds"):
+        build(home, [{"path": str(path)}], decontaminate=apart)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(LeakError, match="1 row holds"):
+        build(home, [{"path": str(path)}], decontaminate=apart)
+
+
 def test_a_missing_file_and_a_bad_recipe(home: Home, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         build(home, [{"path": str(tmp_path / "none.jsonl")}])

@@ -216,7 +216,10 @@ def _make_plan(
         known = work / "plan.json"
         if known.exists():
             old_files, pieces = read_plan(json.loads(known.read_text()))
-            return _Plan(recipe, name, folder, work, old_files, pieces, tokenizer, sets)
+            # A file that was written anew with the same bytes has another time.
+            now = {(one.source, one.path): one for one in files}
+            same = [now.get((one.source, one.path), one) for one in old_files]
+            return _Plan(recipe, name, folder, work, same, pieces, tokenizer, sets)
         make_private_folder(work)
         if tokenizer_folder is not None:
             shutil.copytree(tokenizer_folder, work / "tokenizer", dirs_exist_ok=True)
