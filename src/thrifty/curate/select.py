@@ -90,6 +90,7 @@ def split_rows(rows: Rows, alive: Bools, recipe: Recipe) -> Bools:
     if not recipe.split.test or not len(chosen):
         return held
     groups = _find_groups(rows, chosen, recipe.split.by)
+    order: npt.NDArray[Any]
     if recipe.split.time:
         order = -_find_newest(rows, chosen, groups)
     else:
