@@ -282,9 +282,9 @@ def _find_tools(request: Mapping[str, Any]) -> list[Any] | None:
     tools, choice = request.get("tools"), request.get("tool_choice")
     if not isinstance(tools, list) or choice == "none":
         return None
-    kind = choice.get("type") if isinstance(choice, dict) else None
-    if not isinstance(kind, str) or kind not in ("function", "custom"):
+    if not isinstance(choice, dict) or choice.get("type") not in ("function", "custom"):
         return tools
+    kind = str(choice["type"])
     return [
         one for one in tools if isinstance(one, dict) and one.get(kind) is not None
         and _name_of(one, kind) == _name_of(choice, kind)
