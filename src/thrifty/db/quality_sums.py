@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from thrifty.db.database import Database
-from thrifty.db.rollups import DAY_S, HOUR_S, PIECE, RolledMeanwhileError, read_buckets
+from thrifty.db.many import among
+from thrifty.db.rollups import DAY_S, HOUR_S, RolledMeanwhileError, read_buckets
 from thrifty.db.tables import (
     answer_checks,
     answer_scores,
@@ -78,11 +79,11 @@ def read_by_number(
     connection: Connection, table: Table, columns: Sequence[str], numbers: Sequence[int]
 ) -> list[Any]:
     """Rows of a table by their `id`; those that were erased meanwhile are left out."""
-    found: list[Any] = []
-    for start in range(0, len(numbers), PIECE):
-        some = table.c.id.in_(numbers[start : start + PIECE])
-        found += connection.execute(select(*(table.c[name] for name in columns)).where(some))
-    return found
+    if not numbers:
+        return []
+    some = among(connection, table.c.id, numbers)
+    query = select(*(table.c[name] for name in columns)).where(some)
+    return list(connection.execute(query).fetchall())
 
 
 def read_checks(connection: Connection, numbers: Sequence[int]) -> dict[int, Checked]:
@@ -114,9 +115,10 @@ def write_checks(
         )
         if not moved.rowcount:
             raise RolledMeanwhileError("another process has checked answers meanwhile")
-        for start in range(0, len(notes), PIECE):
-            some = unchecked_rows.c.id.in_(notes[start : start + PIECE])
-            connection.execute(delete(unchecked_rows).where(some))
+        if notes:
+            connection.execute(
+                delete(unchecked_rows).where(among(connection, unchecked_rows.c.id, notes))
+            )
         rows = {one.id: vars(one) for one in checks}
         kept = {row.id for row in read_by_number(connection, requests, ("id",), list(rows))}
         # A person may have been erased since the rows were read.

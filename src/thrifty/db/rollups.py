@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from thrifty.db.database import Database
+from thrifty.db.many import among
 from thrifty.db.tables import (
     ROLLUP_AMOUNTS,
     ROLLUP_NUMBERS,
@@ -145,12 +146,13 @@ def read_notes(connection: Connection, limit: int) -> tuple[list[int], list[int]
     return notes, numbers
 
 
-def read_rows(connection: Connection, numbers: Sequence[int]) -> Iterator[Any]:
+def read_rows(connection: Connection, numbers: Sequence[int]) -> list[Any]:
     """Rows of the log by their numbers; rows that were erased meanwhile are left out."""
+    if not numbers:
+        return []
     columns = [requests.c[name] for name in ROW_COLUMNS]
-    for start in range(0, len(numbers), PIECE):
-        some = numbers[start : start + PIECE]
-        yield from connection.execute(select(*columns).where(requests.c.id.in_(some)))
+    query = select(*columns).where(among(connection, requests.c.id, numbers))
+    return list(connection.execute(query).fetchall())
 
 
 def read_thumbs(connection: Connection, limit: int) -> list[Thumb]:
@@ -262,15 +264,15 @@ def prune_rollups(database: Database, step_s: int, keep_s: float, now_s: float) 
 
 def _pass_on(connection: Connection, notes: Sequence[int]) -> None:
     """Note the same rows for the checks of answers (`db.quality_sums`)."""
-    for start in range(0, len(notes), PIECE):
-        some = unrolled_rows.c.id.in_(notes[start : start + PIECE])
+    if notes:
+        some = among(connection, unrolled_rows.c.id, notes)
         source = select(unrolled_rows.c.numbers).where(some).order_by(unrolled_rows.c.id)
         connection.execute(insert(unchecked_rows).from_select(["numbers"], source))
 
 
 def _delete_notes(connection: Connection, table: Table, notes: Sequence[int]) -> None:
-    for start in range(0, len(notes), PIECE):
-        connection.execute(delete(table).where(table.c.id.in_(notes[start : start + PIECE])))
+    if notes:
+        connection.execute(delete(table).where(among(connection, table.c.id, notes)))
 
 
 def _upsert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
