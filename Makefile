@@ -164,10 +164,10 @@ test-cluster: $(DEV) test-ray ## The fleets on a real Kubernetes control plane, 
 # Ray's environment sees what .venv has, and adds Ray and what it alone needs.
 RAY := .make/ray
 .PHONY: test-ray
-test-ray: $(DEV) ## The fleet on a real Ray cluster of several nodes; installs Ray below .make
+test-ray: $(DEV) ## The fleet, builds and trainings on a real Ray cluster of several nodes; installs Ray below .make
 	$(BIN)/python -m venv $(RAY)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(RAY)/lib/python*/site-packages)/dev.pth
-	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.60.0'
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[data]==2.60.0'
 	sh tests/ray/isolated.sh $(RAY)/bin/python -m pytest -q -n 0 -m ray tests/ray
 
 .PHONY: test-all

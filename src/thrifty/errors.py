@@ -19,6 +19,7 @@
     ├── BenchError             a load test cannot run
     ├── BatchError             a batch cannot run, or did not finish
     ├── DataError              a data set cannot be built or read
+    │   ├── NoRowsError        nothing is left to build it of
     │   └── LeakError          what is learned from holds what models are judged by
     ├── EvaluationError        a model cannot be evaluated
     ├── CompressionError       a model cannot be compressed
@@ -134,6 +135,10 @@ class BatchError(ThriftyError):
 
 class DataError(ThriftyError):
     """A data set cannot be built or read."""
+
+
+class NoRowsError(DataError):
+    """Nothing is left of what a data set was to be built from."""
 
 
 class LeakError(DataError):

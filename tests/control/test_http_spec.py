@@ -105,6 +105,7 @@ def test_what_the_applied_spec_uses_stays_allowed_for_the_same_urls(
         ({"compress": {"tasks": ["lm_eval:../x.yaml"]}}, "compress.tasks"),
         ({"gateway": {"tls": {"cert": "/etc/a", "key": "/etc/b"}}}, "gateway.tls"),
         ({"quality": {"judge": "os:system"}}, "quality.judge"),
+        ({"improve": {"gate": {"judge": "os:system"}}}, "improve.gate.judge"),
         ({"quality": {"judge": {"url": "http://x", "model": "m", "key_env": "HOME"}}}, "judge"),
         ({"improve": {"release": {"shadow": {"judge": "os:system"}}}}, "improve.release.shadow.judge"),
         ({"improve": {"gate": {"data": ["/etc/passwd"]}}}, "improve.gate.data"),

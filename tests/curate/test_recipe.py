@@ -47,6 +47,8 @@ def test_a_written_recipe_is_the_same(tmp_path: Path) -> None:
         ("sources: [{path: a}, {path: b/a.csv, name: a}]\n", "two sources are called 'a'"),
         ("sources: [{path: a, weight: 1}, {path: b}]\n", "every source has a 'weight' or none has"),
         ("sources: [{path: a}]\npack: 100\n", "'pack' counts tokens"),
+        ("sources: [{path: a}]\nmix: tokens\nlength: {tokenizer: m}\n", "no source has a 'weight'"),
+        ("sources: [{path: a}]\nclean: {html: true}\n", "rows of text, and the kind is sft"),
         ("sources: [{path: a}]\nsplit: {stratify: label}\n", "only rows of the kind kto have a label"),
         ("sources: [{path: a}]\nsplit: 2\n", "line 2, split.test: input should be less than"),
         ("sources: [{set: boolq}]\n", "holds questions to judge by"),

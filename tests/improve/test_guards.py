@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.db.feedback import Judged, Judgement
+from thrifty.feedback.export import decide
 from thrifty.improve.collect import bound_own
 from thrifty.improve.guards import compare_shares, find_outliers, sift_feedback
 from thrifty.spec.improve import ImproveGuardsSpec
@@ -100,6 +101,23 @@ def test_one_user_with_two_votes_does_not_agree_with_himself() -> None:
     same = [answer(thumb("eve", True)), answer(thumb("eve", True))]
     guards = ImproveGuardsSpec(agree=2, outliers=False)
     assert sift_feedback(same, guards, lambda one: b"same").judged == []
+
+
+def test_the_same_answer_liked_and_disliked_is_decided_by_the_majority() -> None:
+    def sift_same(*judged: Judged) -> list[tuple[int, bool | None]]:
+        found = sift_feedback(
+            judged, ImproveGuardsSpec(outliers=False), lambda one: b"same" if one.tenant else None
+        )
+        return [(len(one.judgements), decide(one.judgements)) for one in found.judged]
+
+    likes = [answer(thumb(f"user-{n}", True), tenant="a") for n in range(2)]
+    dislike = answer(thumb("eve", False), tenant="a")
+    assert sift_same(*likes, dislike) == [(3, True)]
+    assert sift_same(likes[0], dislike) == [(2, None)], "a tie says nothing"
+    assert sift_same(*likes) == [(1, True)] * 2, "those who agree stay as they are"
+    other = answer(thumb("bob", False), tenant="b")
+    unknown = answer(thumb("bob", False))
+    assert sift_same(*likes, other, unknown) == [(1, True), (1, True), (1, False), (1, False)]
 
 
 def test_the_share_of_own_answers_is_bounded() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.artifacts.models import Llama
 from thrifty.errors import TrainingError
@@ -25,6 +27,7 @@ from thrifty.train.objectives import (  # noqa: E402
     Pairs,
     Supervised,
     mismatch,
+    pack,
     sum_logprobs,
 )
 from thrifty.train.student import Student  # noqa: E402
@@ -100,6 +103,25 @@ def test_a_step_is_the_mean_over_its_learned_tokens(student: Any) -> None:
     )
 
 
+def test_texts_that_share_a_window_do_not_see_one_another(student: Any) -> None:
+    texts = [one.texts[0] for one in draw(24, seed=9)]
+    assert len(pack([len(text.tokens) for text in texts])) < 20
+    disturb(student)
+    with torch.inference_mode():
+        together = sum_logprobs(student, texts, "cpu").numpy()
+    alone = [float(slowly(student, text)) for text in texts]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30))
+def test_windows_are_as_long_as_the_longest_text(lengths: list[int]) -> None:
+    packs = pack(lengths)
+    assert sorted(number for one in packs for number in one) == list(range(len(lengths)))
+    assert all(sum(lengths[number] for number in one) <= max(lengths) for one in packs)
+    # At most one window is no more than half full: two of them would be one.
+    assert sum(2 * sum(lengths[n] for n in one) <= max(lengths) for one in packs) <= 1
+
+
 def test_pairs_have_the_loss_of_dpo(student: Any) -> None:
     examples = draw(6, sides=2)
     objective = Pairs(examples, examples, RowSettings(steps=1, beta=0.3), student)
@@ -115,8 +137,9 @@ def test_pairs_have_the_loss_of_dpo(student: Any) -> None:
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
     with torch.inference_mode():
         objective.measure(student, "cpu", 0, 1)
-    assert objective.details["preferred"] == pytest.approx(np.mean(np.array(margins) > 0))
-    assert objective.details["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
+    details = objective.describe(objective.notes)
+    assert details["preferred"] == pytest.approx(np.mean(np.array(margins) > 0))
+    assert details["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
     found.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -182,8 +205,9 @@ def test_judged_answers_have_the_loss_of_kto(student: Any) -> None:
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
     with torch.inference_mode():
         objective.measure(student, "cpu", 0, 1)
-    assert set(objective.details) == {"liked", "disliked", "preferred", "by_chance"}
-    assert 0 <= objective.details["preferred"] <= 1
+    details = objective.describe(objective.notes)
+    assert set(details) == {"liked", "disliked", "preferred", "by_chance"}
+    assert 0 <= details["preferred"] <= 1
 
 
 def test_the_estimate_of_the_distance_is_never_negative_and_has_no_gradient() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,11 +16,21 @@ from tests.engines.test_prompt import EVIL, TEMPLATES, TOOL, find_tokenizer
 from tests.evaluate.test_conversations import DROPPING
 from tests.parts import running_server
 from thrifty.artifacts.chat_templates import DEFAULT, TOOL_USE
+from thrifty.curate.recipe import Fields
+from thrifty.curate.shapes import make_row
+from thrifty.db import open_database
+from thrifty.db.feedback import Feedback, Item, save_feedback
+from thrifty.db.request_log import COLUMNS, Entry, RequestLog
+from thrifty.db.subjects import open_subjects
 from thrifty.engines.echo.backend import TEMPLATE, EchoBackend
 from thrifty.engines.openvino.adapter import HONOURS
 from thrifty.engines.server.app import ModelServer
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
+from thrifty.feedback.export import Form, Skipped, export_rows
+from thrifty.home import Home
+from thrifty.observe.texts import make_texts
+from thrifty.openai.fields import Endpoint
 from thrifty.train.examples import Example, encode_row
 from thrifty.train.rows import Method, Row, SetAside, parse_row
 
@@ -134,6 +145,53 @@ def test_answers_are_what_the_template_writes_up_to_the_end_of_the_turn(name: st
             assert tokenizer.decode(answer).endswith(said)
         if ends:
             assert [token for token in answer if token in ends] == [answer[-1]]
+
+
+def test_rows_of_the_request_log_have_the_prompts_that_were_answered(tmp_path: Path) -> None:
+    database = open_database(Home(tmp_path).database_url, migrate=True)
+    asked: dict[int, dict[str, Any]] = {}
+    for messages, more in CONVERSATIONS.values():
+        for choice in (None, "none"):
+            body = {"messages": messages[:-1], **more}
+            if choice is not None:
+                body["tool_choice"] = choice
+            number = len(asked) + 1
+            asked[number] = body
+            answer = {"choices": [{"index": 0, "message": messages[-1], "finish_reason": "stop"}]}
+            texts = make_texts(Endpoint.CHAT, body, json.dumps(answer).encode())
+            assert texts is not None
+            values = dict.fromkeys(COLUMNS) | {
+                "id": number, "at_s": float(number), "endpoint": Endpoint.CHAT.value, "status": 200,
+                "stream": False, "attempts": 1, "e2e_ms": 1.0, "deployment": "m", "version": "v1",
+                "tenant": "red", "end_user": "ann",
+            }  # fmt: skip
+            entry = Entry(tuple(values[name] for name in COLUMNS), texts)
+            assert RequestLog(database).write([entry]) == []
+            said = Feedback("red", (Item("thumbs", 1.0),), response=number, user="ann")
+            save_feedback(database, said)
+    rows = list(export_rows(database, Form.SFT, open_subjects(database), Skipped()))
+    database.close()
+    assert len(rows) == len(asked)
+    compared = 0
+    for name in ("CHATML", "HERMES", "ECHO"):
+        tokenizer = open_tokenizer(name)
+        for row in rows:
+            body = asked[row["provenance"]["response"]]
+            kept = make_row(row, "sft", "auto", Fields())
+            assert {key: row[key] for key in row if key != "provenance"} == kept
+            parsed = parse_row(json.dumps(row).encode(), 1, Method.SFT)
+            if isinstance(parsed, str):
+                assert parsed == "tools", "only calls of tools that the model was not told of"
+                assert body["tool_choice"] == "none"
+                continue
+            found = encode_row(parsed, Method.SFT, tokenizer, 4096)
+            if isinstance(found, str):
+                assert found == "form"
+                continue
+            served = build_prompt(body, tokenizer, parse_tools(body)).ids
+            assert list_prompts(found[-1])[-1] == served, (name, body)
+            compared += 1
+    assert compared > 40
 
 
 def test_turns_that_the_template_rewrites_are_examples_of_their_own() -> None:

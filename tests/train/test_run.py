@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,21 @@ def test_an_encoder_learns_what_belongs_together(
     assert figures["details"]["first"]["after"] >= figures["details"]["first"]["before"]
     assert load_encoder(store.folder_of(artifact.id)).shape.layers == 1
     assert set(figures["rows"]["set_aside"]) == {"too_long", "fields"}
+    real, calls = worker.Contrastive.loss, 0
+
+    def fail_once(self: Any, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise TrainingError("killed")
+        return real(self, *given)
+
+    monkeypatch.setattr(worker.Contrastive, "loss", fail_once)
+    other = replace(request, out="again", seed=1)
+    with pytest.raises(TrainingError, match="killed"):
+        train_model(store, Home(tmp_path), other)
+    resumed = train_model(store, Home(tmp_path), replace(other, resume=True))[0].lineage.figures
+    assert resumed["after"] < 0.8 * resumed["before"]
     with pytest.raises(TrainingError, match=r"is an encoder.*take contrastive"):
         train_model(
             store, Home(tmp_path), TrainingRequest("encoder", path, Method.SFT, "x")
@@ -219,6 +235,33 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_state_stays(
     plain = train(store, tmp_path / "plain", data, Method.SFT, "plain")[0].lineage.figures
     np.testing.assert_allclose(figures["losses"], plain["losses"], rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(figures["held_out"], plain["held_out"], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("method", [Method.SFT, Method.DPO])
+def test_several_processes_learn_what_one_does(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    with data.open("w") as file:
+        for number, question in enumerate(QUESTIONS):
+            # Answers of many lengths, so that processes have other numbers of tokens.
+            said = "Aye. " * (1 + number % 7)
+            row: dict[str, Any] = {"messages": ask(question)}
+            if method is Method.SFT:
+                row["messages"].append({"role": "assistant", "content": said})
+            else:
+                row |= {"chosen": said, "rejected": "No."}
+            file.write(json.dumps(row) + "\n")
+    more: dict[str, Any] = {"epochs": 2, "micro_batch": 2, "batch": 4, "learning_rate": 1e-3}
+    two = train(store, tmp_path / "two", data, method, "two", processes=2, **more)[0]
+    train_here(monkeypatch)
+    one = train(store, tmp_path / "one", data, method, "one", **more)[0]
+    figures, plain = two.lineage.figures, one.lineage.figures
+    np.testing.assert_allclose(figures["losses"], plain["losses"], rtol=5e-3)
+    assert figures["after"] == pytest.approx(plain["after"], rel=5e-3)
+    for name, value in plain["details"].items():
+        assert figures["details"][name]["after"] == pytest.approx(value["after"], abs=2e-3)
 
 
 def test_faults_of_the_data_are_said(store: Store, tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def data_build(
         int | None,
         typer.Option(min=1, help="Processes. The result is the same. Default: one for each core."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Work on the Ray cluster whose head is there; its nodes see THRIFTY_HOME and the sources.",
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Use nothing that a killed build had finished.")
     ] = False,
@@ -59,7 +66,9 @@ def data_build(
     """
     from thrifty.cli.data_sets import run_build
 
-    run_build(recipe, out, workers=workers, restart=restart, dry_run=dry_run, as_json=as_json)
+    run_build(
+        recipe, out, workers=workers, ray=ray, restart=restart, dry_run=dry_run, as_json=as_json
+    )
 
 
 @data_app.command("show")

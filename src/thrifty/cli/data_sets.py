@@ -15,7 +15,14 @@ from thrifty.untrusted_text import sanitize_line
 
 
 def run_build(
-    recipe: Path, name: str, *, workers: int | None, restart: bool, dry_run: bool, as_json: bool
+    recipe: Path,
+    name: str,
+    *,
+    workers: int | None,
+    ray: str | None,
+    restart: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Build a set and say what each stage did; with `dry_run` only what a model would be asked."""
     from thrifty.curate.build import build_data, describe_outcome, estimate_augmentation
@@ -36,8 +43,9 @@ def run_build(
         return
     with show_progress() as on_progress:
         built = build_data(
-            recipe, name, workers=count, restart=restart, on_progress=on_progress, on_note=tell
-        )
+            recipe, name, workers=count, ray=ray, restart=restart, on_progress=on_progress,
+            on_note=tell,
+        )  # fmt: skip
     found = describe_outcome(built)
     if as_json:
         print_json(found)

@@ -58,16 +58,32 @@ def check(
     speed: Annotated[
         bool, typer.Option(help="Measure speed and memory, which may not be a fifth worse.")
     ] = True,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JUDGE",
+            help="Who compares the answers, blind: module:function, deployment:NAME, or a server's URL.",
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Which of the models at the judge's URL.")
+    ] = None,
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable with the key to the judge's URL.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a version with the one that serves, paired. Exits with 1 if it must not serve.
 
     The verdict is kept with the model: `thrifty up` refuses one that failed. Goes on where it was.
     """
-    from thrifty.cli.gate_run import run_check
+    from thrifty.cli.gate_run import read_judge, run_check
     from thrifty.improve.gate.run import GateRequest
 
-    request = GateRequest(candidate, against, data or (), margin, items, tokens, speed)
+    request = GateRequest(
+        candidate, against, data or (), margin, items, tokens, speed,
+        judge=read_judge(judge, judge_model, judge_key_env),
+    )  # fmt: skip
     run_check(request, as_json=as_json)
 
 

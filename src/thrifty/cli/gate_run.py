@@ -9,21 +9,58 @@ import typer
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
+from thrifty.db import open_database
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.open_model import is_url
+from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.improve.gate.judge import TEXT, Slice
 from thrifty.improve.gate.record import verify_record
 from thrifty.improve.gate.run import GateRequest, GateResult, run_gate
+from thrifty.spec.judges import DEPLOYMENT, RemoteJudge, check_judge
 from thrifty.untrusted_text import sanitize_line
 
 SHOWN_SLICES = 30
 QUOTED = 160
 
 
+def read_judge(
+    named: str | None, model: str | None, key_env: str | None
+) -> str | RemoteJudge | None:
+    """The judge that options name. Raises `EvaluationError`."""
+    url = named is not None and is_url(named)
+    if not url and (model is not None or key_env is not None):
+        raise EvaluationError("--judge-model and --judge-key-env go with a URL in --judge")
+    if named is None:
+        return None
+    if url:
+        if model is None:
+            raise EvaluationError(
+                f"--judge {named} needs --judge-model, one of the server's models"
+            )
+        return RemoteJudge(url=named, model=model, key_env=key_env)
+    try:
+        check_judge(named)
+    except ValueError:
+        raise EvaluationError(
+            f"--judge {named!r} is neither module:function, deployment:NAME, nor a URL"
+        ) from None
+    return named
+
+
 def run_check(request: GateRequest, *, as_json: bool) -> None:
     """Judge a version; exits with 1 if it failed."""
     home = find_home()
-    with show_progress() as on_progress:
-        result = run_gate(Store(home.models), home, request, on_progress, tell)
+    in_service = isinstance(request.judge, str) and request.judge.startswith(DEPLOYMENT)
+    database = open_database(find_database_url(home), migrate=True) if in_service else None
+    try:
+        with show_progress() as on_progress:
+            result = run_gate(
+                Store(home.models), home, request, on_progress, tell, database=database
+            )
+    finally:
+        if database is not None:
+            database.close()
     if as_json:
         print_json(result.as_dict())
     else:

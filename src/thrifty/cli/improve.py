@@ -111,6 +111,8 @@ def run_dry(deployment: str, *, as_json: bool) -> None:
         f"{found['parent']} would learn {found['rows']} rows ({found['tokens']:,} tokens) by "
         f"{found['method']} and become {found['makes']}, judged beside {found['serving']}"
     )
+    if found["teacher_requests"]:
+        print_line(f"the teacher would be asked for {found['teacher_requests']} more answers")
     print_line(f"release: {' -> '.join(found['release'])}{', after approval' if found['approve'] else ''}")  # fmt: skip
     print_table(
         ("step", "minutes, about"),

@@ -57,6 +57,8 @@ class Asked:
     teacher_model: str | None
     teacher_key_env: str | None
     checkpointing: bool
+    processes: int
+    ray: str | None
     seed: int
     resume: bool
     augment: str | None = None
@@ -86,7 +88,8 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         epochs=asked.epochs, minutes=asked.minutes, learning_rate=asked.learning_rate,
         lora_rank=LORA_RANK if asked.lora_rank is None else asked.lora_rank,
         window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
-        beta=BETA if asked.beta is None else asked.beta, sft_weight=asked.sft_weight or 0.0, checkpointing=asked.checkpointing, seed=asked.seed,
+        beta=BETA if asked.beta is None else asked.beta, sft_weight=asked.sft_weight or 0.0,
+        checkpointing=asked.checkpointing, processes=asked.processes, ray=asked.ray, seed=asked.seed,
         resume=asked.resume,
         augment=rows.augment if asked.augment is None else parse_augmentation(asked.augment),
     )  # fmt: skip
@@ -173,7 +176,17 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
             "--method distill needs --teacher (a model, or a server's URL) and --minutes; for all "
             "of its settings see 'thrifty distill --help'"
         )
-    _refuse(asked, "--method distill", "epochs", "beta", "sft_weight", "batch", "window", "augment")
+    _refuse(
+        asked,
+        "--method distill",
+        "epochs",
+        "beta",
+        "sft_weight",
+        "batch",
+        "window",
+        "augment",
+        "ray",
+    )
     home = find_home()
     if asked.data.startswith(LOG):
         files = [make_log_finder(home)(asked.data.removeprefix(LOG))]
@@ -187,6 +200,6 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
     run_distill(
         asked.model, remote if is_url(asked.teacher) else asked.teacher, text=[str(path) for path in files],
         held_out=str(asked.held_out) if asked.held_out else None, out=asked.out, training=training,
-        live=False, backend="openvino", processes=1, resume=asked.resume, plot=plot,
+        live=False, backend="openvino", processes=asked.processes, resume=asked.resume, plot=plot,
         as_json=as_json,
     )  # fmt: skip

@@ -92,6 +92,14 @@ def train(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, more time.")
     ] = False,
+    processes: Annotated[int, typer.Option(help="How many train together, one for a GPU.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Train on a node of the Ray cluster whose head is there, which sees THRIFTY_HOME.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the rows.")] = 0,
     resume: Annotated[
         bool,
@@ -123,6 +131,6 @@ def train(
         minutes=minutes, learning_rate=learning_rate, beta=beta, sft_weight=sft_weight, batch=batch,
         micro_batch=micro_batch, window=window, held_out=held_out, teacher=teacher,
         teacher_model=teacher_model, teacher_key_env=teacher_key_env, checkpointing=checkpointing,
-        seed=seed, resume=resume, augment=augment,
+        processes=processes, ray=ray, seed=seed, resume=resume, augment=augment,
     )  # fmt: skip
     run_train(asked, plot=plot, as_json=as_json)

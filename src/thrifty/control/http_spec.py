@@ -25,7 +25,7 @@ from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 
 _JUDGES = (
     "improve.release.shadow.judge", "improve.release.canary.judge", "improve.teacher",
-    "quality.judge",
+    "improve.gate.judge", "quality.judge",
 )  # fmt: skip
 """Over HTTP these name deployments of the service; anything else calls code or other servers."""
 VARIABLE_PREFIX = "THRIFTY_UPSTREAM_"
@@ -181,8 +181,9 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     teacher = spec.improve.teacher
     if isinstance(teacher, RemoteJudge):
         yield _Use("improve.teacher", f"{teacher.model} {teacher.key_env}", teacher.url)
-    judge = spec.quality.judge
-    if isinstance(judge, RemoteJudge):
-        yield _Use("quality.judge", f"{judge.model} {judge.key_env}", judge.url)
-    elif judge is not None and not judge.startswith(DEPLOYMENT):
-        yield _Use("quality.judge", judge)
+    judges = {"quality.judge": spec.quality.judge, "improve.gate.judge": spec.improve.gate.judge}
+    for path, judge in judges.items():
+        if isinstance(judge, RemoteJudge):
+            yield _Use(path, f"{judge.model} {judge.key_env}", judge.url)
+        elif judge is not None and not judge.startswith(DEPLOYMENT):
+            yield _Use(path, judge)

@@ -30,6 +30,7 @@ from thrifty.curate.evaluation_sets import EvaluationSet, digest_sets, find_eval
 from thrifty.curate.leaks import make_index, save_index
 from thrifty.curate.piece import STAGES, Settings
 from thrifty.curate.publish import Outcome, write_set
+from thrifty.curate.ray_pieces import make_pieces_on_ray
 from thrifty.curate.recipe import Recipe, load_recipe, parse_recipe
 from thrifty.curate.request_log import write_snapshot
 from thrifty.curate.rows import I64, Rows
@@ -61,7 +62,7 @@ from thrifty.data.token_lengths import identify
 from thrifty.db import Database, open_database
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.db.subjects import SECRET
-from thrifty.errors import DataError, LeakError
+from thrifty.errors import DataError, LeakError, NoRowsError
 from thrifty.evaluate.embedder import Embedder
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home, find_home, make_private_folder
@@ -94,6 +95,7 @@ def build_data(
     *,
     home: Home | None = None,
     workers: int = 1,
+    ray: str | None = None,
     restart: bool = False,
     piece_bytes: int = PIECE_BYTES,
     on_progress: OnProgress = ignore_progress,
@@ -104,12 +106,13 @@ def build_data(
     returned.
 
     `workers` is the number of processes, and `piece_bytes` how much of a file one of them takes at
-    a time; the result does not depend on either. What a killed build had finished is used, unless
+    a time. With `ray`, the address of a cluster's head, its nodes do what can be done of a row by
+    itself. The result does not depend on these. What a killed build had finished is used, unless
     `restart`. `on_note` is told what people should read, such as what a model is asked. Raises
     `SpecError`, `LeakError` (a row holds what models are judged by) and other kinds of
     `ThriftyError`.
     """
-    with _open_build(recipe, name, home, workers, restart, piece_bytes, on_progress) as build:
+    with _open_build(recipe, name, home, workers, restart, piece_bytes, on_progress, ray) as build:
         plan, rows, outcome, home, store = build
         outcome.made = augment_rows(
             plan.recipe, name, plan.work, rows, outcome.split, home, store, on_progress, on_note
@@ -142,7 +145,7 @@ def estimate_augmentation(
 @contextlib.contextmanager
 def _open_build(
     recipe: Recipe | Path | str | dict[str, Any], name: str, home: Home | None, workers: int,
-    restart: bool, piece_bytes: int, on_progress: OnProgress,
+    restart: bool, piece_bytes: int, on_progress: OnProgress, ray: str | None = None,
 ) -> Iterator[tuple[_Plan, Rows, Outcome, Home, Store]]:  # fmt: skip
     """A build up to the rows that stay, for as long as the context lasts."""
     home = home or find_home()
@@ -162,7 +165,7 @@ def _open_build(
                     recipe, name, folder, home, store, database, restart, piece_bytes, on_progress
                 )
                 secrets = (read_secret(database, ID_SECRET), read_secret(database, SECRET))
-                _make_pieces(plan, secrets, workers, on_progress)
+                _make_pieces(plan, secrets, workers, ray, on_progress)
                 for file in plan.files:
                     check_unchanged(file)
                 rows = Rows(plan.work, len(plan.pieces))
@@ -213,7 +216,10 @@ def _make_plan(
         known = work / "plan.json"
         if known.exists():
             old_files, pieces = read_plan(json.loads(known.read_text()))
-            return _Plan(recipe, name, folder, work, old_files, pieces, tokenizer, sets)
+            # A file that was written anew with the same bytes has another time.
+            now = {(one.source, one.path): one for one in files}
+            same = [now.get((one.source, one.path), one) for one in old_files]
+            return _Plan(recipe, name, folder, work, same, pieces, tokenizer, sets)
         make_private_folder(work)
         if tokenizer_folder is not None:
             shutil.copytree(tokenizer_folder, work / "tokenizer", dirs_exist_ok=True)
@@ -271,8 +277,9 @@ def _tokenizer_of(
 
 
 def _make_pieces(
-    plan: _Plan, secrets: tuple[bytes, bytes], workers: int, on_progress: OnProgress
-) -> None:
+    plan: _Plan, secrets: tuple[bytes, bytes], workers: int, ray: str | None,
+    on_progress: OnProgress,
+) -> None:  # fmt: skip
     todo = [one for one in plan.pieces if not (plan.work / f"{one.number:05d}.json").exists()]
     tokenizer = plan.work / "tokenizer"
     settings = Settings(
@@ -288,7 +295,10 @@ def _make_pieces(
         on_progress(Progress("curate", state[0], total))
 
     on_progress(Progress("curate", done, total))
-    make_pieces(settings, secrets, plan.files, todo, workers, note)
+    if ray is not None:
+        make_pieces_on_ray(ray, settings, secrets, plan.files, todo, note)
+    else:
+        make_pieces(settings, secrets, plan.files, todo, workers, note)
 
 
 def _size(plan: _Plan, piece: Piece) -> int:
@@ -324,7 +334,7 @@ def _decide(plan: _Plan, rows: Rows, store: Store, on_progress: OnProgress) -> O
             outcome.remove(stage, "more than its share", int(alive.sum() - kept.sum()))
             alive = kept
     if not alive.any():
-        raise DataError(_describe_nothing(outcome))
+        raise NoRowsError(_describe_nothing(outcome))
     outcome.alive, outcome.test = alive, split_rows(rows, alive, recipe)
     return outcome
 
@@ -375,7 +385,7 @@ def _check_leaks(recipe: Recipe, leaks: list[dict[str, Any]]) -> None:
     more = f"\n  and {len(open_) - SHOWN_LEAKS} more" if len(open_) > SHOWN_LEAKS else ""
     names = ", ".join(sorted({one["set"] for one in open_}))
     raise LeakError(
-        f"{len(open_)} rows hold what models are judged by:\n{shown}{more}\nTake them out of the "
+        f"{len(open_)} {'row holds' if len(open_) == 1 else 'rows hold'} what models are judged by:\n{shown}{more}\nTake them out of the "
         f"sources, or have them dropped (decontaminate: {{leaks: drop}}), or accept these sets by name "
         f"(decontaminate: {{accept: [{names}]}}): measurements on them are then too good"
     )

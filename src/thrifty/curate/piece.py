@@ -139,6 +139,8 @@ class PieceMaker:
         self._subjects = Subjects(secrets[1])
         folder = settings.tokenizer
         self._tokenizer = TextTokenizer.load(Path(folder)) if folder is not None else None
+        kinds = (recipe.split.stratify, recipe.balance and recipe.balance.by)
+        self._tells_language = bool(recipe.clean.languages) or "language" in kinds
         self._leaks: LeakIndex | None = None
         if settings.has_leaks:
             self._leaks = load_index(self._work / "leaks.npz")
@@ -287,12 +289,12 @@ class PieceMaker:
         self, row: Row, changed: dict[str, Any], provenance: dict[str, Any], tally: Tally
     ) -> bool:
         clean = self._recipe.clean
-        if clean.languages:
+        if self._tells_language:
             language, probability = find_language(join_compared(row))
             tally.languages[language] += 1
             provenance["language"] = language
-            if language not in clean.languages or probability < clean.confidence:
-                sure = probability >= clean.confidence
+            sure = probability >= clean.confidence
+            if clean.languages and not (sure and language in clean.languages):
                 reason = language if sure else f"{language}, unsure"
                 tally.remove("language", reason, join_compared(row)[:SAMPLE_CHARS], provenance)
                 return False

@@ -218,6 +218,12 @@ class Recipe(Section):
             raise ValueError("'pack' counts tokens and needs 'length.tokenizer'")
         if self.mix == "tokens" and self.length.tokenizer is None:
             raise ValueError("'mix: tokens' needs 'length.tokenizer'")
+        if self.mix == "tokens" and not any(weights):
+            raise ValueError("'mix: tokens' says what weights count, and no source has a 'weight'")
+        if self.clean.html and self.kind != "text":
+            raise ValueError(
+                f"'clean.html' takes the article out of rows of text, and the kind is {self.kind}"
+            )
         label = "label" in (self.split.stratify, self.balance and self.balance.by)
         if label and self.kind != "kto":
             raise ValueError("only rows of the kind kto have a label")

@@ -90,21 +90,23 @@ def split_rows(rows: Rows, alive: Bools, recipe: Recipe) -> Bools:
     if not recipe.split.test or not len(chosen):
         return held
     groups = _find_groups(rows, chosen, recipe.split.by)
+    order: npt.NDArray[Any]
     if recipe.split.time:
-        return _split_by_time(rows, chosen, groups, recipe.split.test, held)
-    # A group is known by the least checksum of its rows.
-    digests = rows.column("digest")[chosen, 0]
-    least = np.full(groups.max() + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(least, groups, digests)
-    order = draw(least, recipe.seed, 3)
-    strata = np.zeros(len(least), np.int64)
+        order = -_find_newest(rows, chosen, groups)
+    else:
+        # A group is known by the least checksum of its rows.
+        digests = rows.column("digest")[chosen, 0]
+        least = np.full(groups.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(least, groups, digests)
+        order = draw(least, recipe.seed, 3)
+    strata = np.zeros(len(order), np.int64)
     if recipe.split.stratify is not None:
         # Rows of one group may be of several strata; the first one's counts.
         kinds = _list_kinds(rows, recipe.split.stratify)[chosen]
         first = np.unique(groups, return_index=True)[1]
         strata = kinds[first]
     sizes = np.bincount(groups)
-    test = np.zeros(len(least), np.bool_)
+    test = np.zeros(len(order), np.bool_)
     for stratum in np.unique(strata):
         mine = np.flatnonzero(strata == stratum)
         mine = mine[np.argsort(order[mine], kind="stable")]
@@ -125,7 +127,8 @@ def _count_groups(sizes: I64, share: float) -> int:
     return min(max(1, count), len(sizes) - 1)
 
 
-def _split_by_time(rows: Rows, chosen: I64, groups: I64, share: float, held: Bools) -> Bools:
+def _find_newest(rows: Rows, chosen: I64, groups: I64) -> npt.NDArray[np.float64]:
+    """The time of the newest row of each group. Raises `DataError`."""
     times = rows.column("time")[chosen]
     if np.isnan(times).all():
         raise DataError(
@@ -134,12 +137,7 @@ def _split_by_time(rows: Rows, chosen: I64, groups: I64, share: float, held: Boo
         )
     newest = np.full(groups.max() + 1, -np.inf)
     np.maximum.at(newest, groups, np.nan_to_num(times, nan=-np.inf))
-    order = np.argsort(-newest, kind="stable")
-    sizes = np.bincount(groups)[order]
-    test = np.zeros(len(newest), np.bool_)
-    test[order[: _count_groups(sizes, share)]] = True
-    held[chosen] = test[groups]
-    return held
+    return newest
 
 
 def _find_groups(rows: Rows, chosen: I64, by: Sequence[str]) -> I64:

@@ -1,7 +1,7 @@
 """Records of many shapes as rows of a set's kind, with the checks of their form.
 
-    messages   {"messages": [{"role", "content"}]}, with "tools" if need be
-    sharegpt   {"conversations": [{"from", "value"}]}
+    messages   {"messages": [{"role", "content"}]}, with "tools" and "chat_template_kwargs" if need
+    be sharegpt   {"conversations": [{"from", "value"}]}
     alpaca     {"instruction", "input"?, "output"}
     prompt     {"prompt" | "question", "completion" | "answer" | "response"}
     pair       {"prompt" | "messages", "chosen", "rejected"}
@@ -9,8 +9,7 @@
     texts      {"query" | "anchor", "positive", "negatives"? | "negative"?}, {"texts": [A, B]}
     text       {"text" | "content" | "passage"}
 
-A record that makes no row says why, by a key of `REASONS`.
-"""
+A record that makes no row says why, by a key of `REASONS`."""
 
 from __future__ import annotations
 
@@ -37,6 +36,7 @@ REASONS = {
     "roles_alternate": "has roles that do not take turns",
     "empty_message": "has a message without content",
     "bad_tools": "has tools that are none",
+    "bad_template": "has chat_template_kwargs that are no object",
     "bad_call": "has a call whose arguments are not a JSON object",
     "unknown_tool": "calls a tool that it does not define",
     "no_call": "has a tool's answer without its call",
@@ -84,7 +84,9 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     if tools:
         row["tools"] = tools
     extra = record.get("chat_template_kwargs")
-    if isinstance(extra, Mapping) and extra:
+    if extra is not None and not isinstance(extra, Mapping):
+        raise Misshapen("bad_template")
+    if extra:
         row["chat_template_kwargs"] = dict(extra)
     for messages in _list_conversations(row):
         _check_conversation(messages, tools)

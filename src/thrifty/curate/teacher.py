@@ -18,13 +18,14 @@ from typing import Any
 from thrifty.batches.client import run_batch
 from thrifty.db import Database
 from thrifty.db.fleet import read_fleet
+from thrifty.db.ready_replicas import find_ready_replica
 from thrifty.errors import BatchError, DataError, EvaluationError
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.served import RefusedRequest, ServedUrl
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import Home
-from thrifty.types import OnProgress, Progress, ReplicaState
+from thrifty.types import OnProgress, Progress
 
 Request = dict[str, Any]
 """A chat completion's body, without the model."""
@@ -78,21 +79,11 @@ def find_place(
 
 
 def find_replica(database: Database, named: str, streams: int) -> Place:
-    """A ready replica of a deployment, past the gateway: nothing counts against a key, or in users'
-    statistics. Raises `DataError` where there is none.
-    """
-    state = read_fleet(database)
-    settings = {
-        (row.name, version.label): version.settings
-        for row in state.deployments
-        for version in row.versions
-    }
-    for row in state.replicas:
-        known = settings.get((row.deployment, row.version))
-        if row.deployment == named and row.state == ReplicaState.READY and known is not None:
-            model = known.upstream_model or named
-            return Place(row.url, model, known.key_env, "requests", streams, named)
-    raise DataError(f"the deployment {named!r} has no ready replica to ask")
+    """A ready replica of a deployment. Raises `DataError` where there is none."""
+    found = find_ready_replica(read_fleet(database), named)
+    if found is None:
+        raise DataError(f"the deployment {named!r} has no ready replica to ask")
+    return Place(found.url, found.model, found.key_env, "requests", streams, named)
 
 
 class Teacher:

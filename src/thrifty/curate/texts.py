@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,14 +72,18 @@ def join_compared(row: Row) -> str:
 
 
 def join_all(row: Row) -> str:
-    """Everything in a row that makes it another one: texts, calls, roles and the label."""
+    """Everything in a row that makes it another one: texts, calls, roles, what the prompt is
+    rendered with besides, and the label.
+    """
     if "text" in row:
         return str(row["text"])
     if "query" in row:
         return "\n".join([row["query"], row["positive"], *row.get("negatives", ())])
     said = [f"{one['role']} {_join(one)}" for one in list_messages(row)]
     tools = [tool["function"]["name"] for tool in row.get("tools", ())]
-    return "\n".join([*said, *tools, *([str(row["label"])] if "label" in row else [])])
+    extra = row.get("chat_template_kwargs")
+    given = [json.dumps(extra, sort_keys=True)] if extra else []
+    return "\n".join([*said, *tools, *given, *([str(row["label"])] if "label" in row else [])])
 
 
 def join_answers(row: Row) -> str:

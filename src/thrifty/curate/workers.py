@@ -36,7 +36,7 @@ def make_pieces(
     if workers <= 1 or len(pieces) <= 1:
         maker = PieceMaker(settings, secrets)
         for piece in pieces:
-            _make(maker, files[piece.file], piece)
+            make_piece(maker, files[piece.file], piece)
             on_piece(piece)
         return
     todo: queue.SimpleQueue[Piece] = queue.SimpleQueue()
@@ -60,7 +60,8 @@ def make_pieces(
         raise faults[0]
 
 
-def _make(maker: PieceMaker, file: SourceFile, piece: Piece) -> None:
+def make_piece(maker: PieceMaker, file: SourceFile, piece: Piece) -> None:
+    """Make one piece of a file. Raises `ThriftyError`."""
     try:
         maker.make(file, piece)
     except OSError as error:
@@ -100,13 +101,13 @@ def _drive(
         assert process.stdout is not None
         try:
             first = {"settings": asdict(settings), "secrets": [one.hex() for one in secrets]}
-            _tell(process.stdin, first)
+            tell(process.stdin, first)
             while not faults:
                 try:
                     piece = todo.get_nowait()
                 except queue.Empty:
                     return
-                _tell(process.stdin, {"file": asdict(files[piece.file]), "piece": asdict(piece)})
+                tell(process.stdin, {"file": asdict(files[piece.file]), "piece": asdict(piece)})
                 answer = process.stdout.readline()
                 if not answer:
                     raise DataError(
@@ -124,7 +125,8 @@ def _drive(
             process.stdin.close()
 
 
-def _tell(stream: IO[str], value: Any) -> None:
+def tell(stream: IO[str], value: Any) -> None:
+    """Write a value as a line of JSON."""
     stream.write(json.dumps(value) + "\n")
     stream.flush()
 
@@ -138,11 +140,11 @@ def _work() -> None:
         given = json.loads(line)
         try:
             maker = maker or PieceMaker(Settings(**first["settings"]), secrets)
-            _make(maker, SourceFile(**given["file"]), Piece(**given["piece"]))
+            make_piece(maker, SourceFile(**given["file"]), Piece(**given["piece"]))
         except ThriftyError as error:
-            _tell(sys.stdout, {"error": str(error)})
+            tell(sys.stdout, {"error": str(error)})
         else:
-            _tell(sys.stdout, {})
+            tell(sys.stdout, {})
 
 
 if __name__ == "__main__":

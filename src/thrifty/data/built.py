@@ -9,12 +9,13 @@
 
 A row is one of five kinds, all rows of a set being of the same one, in the forms of TRL:
 
-    sft    {"messages": [...], "tools"?: [...]}
-    dpo    {"prompt": [...], "chosen": [message], "rejected": [message], "tools"?: [...]}
-    kto    {"prompt": [...], "completion": [message], "label": true, "tools"?: [...]}
+    sft    {"messages": [...]}
+    dpo    {"prompt": [...], "chosen": [message], "rejected": [message]}
+    kto    {"prompt": [...], "completion": [message], "label": true}
     text   {"text": "..."}
     contrastive  {"query": "...", "positive": "...", "negatives"?: ["..."]}
 
+Those of conversations may have `tools` and `chat_template_kwargs`, as a request.
 Each has a `provenance` besides, and under `made` what models made of it (`data.augmentation`). A
 version is never changed after it was published, with one exception: rows of a person who is to be
 forgotten are taken out (`erase_rows`). The building is the work of `curate`; here are neither

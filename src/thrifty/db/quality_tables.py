@@ -107,3 +107,23 @@ answer_vectors = Table(
 )
 """Answers that chance chose for the encoder, by the `id` of `requests`: the embeddings of the question
 and of the answer, of length 1, as float16 (NULL: not yet)."""
+
+quality_answers = Table(
+    "quality_answers",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("questions", String(16), nullable=False),
+    Column("question", Integer, nullable=False),
+    Column("right", Boolean),
+    Column("faults", Text, nullable=False),
+    Index(None, "deployment", "version", "at_s"),
+    Index(None, "at_s"),
+)
+"""What each version answered to canary questions: whether it was right (NULL: there was no answer),
+and faults that show at a glance. Answers themselves are not kept."""

@@ -92,8 +92,46 @@ def _make_parameters(secrets: list[str]) -> dict[str, Any]:
 def _make_resources(
     request: Request, cpus: float, memory_bytes: int, disk_bytes: int, secrets: list[str]
 ) -> dict[str, Any]:
-    options: FargateOptions = request.options
     port = request.service.port
+    return {
+        "Cluster": {
+            "Type": "AWS::ECS::Cluster",
+            "Properties": {"CapacityProviders": ["FARGATE", "FARGATE_SPOT"]},
+        },
+        "Logs": {
+            "Type": "AWS::Logs::LogGroup",
+            "DeletionPolicy": "Delete",
+            "UpdateReplacePolicy": "Delete",
+            "Properties": {
+                "LogGroupName": {"Fn::Sub": "/thrifty/${AWS::StackName}"},
+                "RetentionInDays": 30,
+            },
+        },
+        "ExecutionRole": _make_role(secrets),
+        "SecurityGroup": {
+            "Type": "AWS::EC2::SecurityGroup",
+            "Properties": {
+                "GroupDescription": "The gateway of Thrifty",
+                "VpcId": {"Ref": "Vpc"},
+                "SecurityGroupIngress": [
+                    {
+                        "IpProtocol": "tcp", "FromPort": port, "ToPort": port,
+                        "SourceSecurityGroupId": {"Ref": "ClientSecurityGroup"},
+                        "Description": "requests",
+                    }
+                ],
+            },
+        },
+        "Task": {
+            "Type": "AWS::ECS::TaskDefinition",
+            "Properties": _make_task(request, cpus, memory_bytes, disk_bytes, secrets),
+        },
+        "Service": _make_service(request.options, port),
+    }  # fmt: skip
+
+
+def _make_role(secrets: list[str]) -> dict[str, Any]:
+    """Who starts the task: it may read the secrets, and write the log."""
     assume = {
         "Version": "2012-10-17",
         "Statement": [
@@ -118,73 +156,44 @@ def _make_resources(
         },
     }
     policy = "arn:${AWS::Partition}:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
+    return {
+        "Type": "AWS::IAM::Role",
+        "Properties": {
+            "AssumeRolePolicyDocument": assume,
+            "ManagedPolicyArns": [{"Fn::Sub": policy}],
+            "Policies": [read_secrets],
+        },
+    }
+
+
+def _make_service(options: FargateOptions, port: int) -> dict[str, Any]:
+    """The tasks that run, behind the load balancer's target group."""
     strategy = {"CapacityProvider": "FARGATE_SPOT" if options.spot else "FARGATE", "Weight": 1}
     return {
-        "Cluster": {
-            "Type": "AWS::ECS::Cluster",
-            "Properties": {"CapacityProviders": ["FARGATE", "FARGATE_SPOT"]},
-        },
-        "Logs": {
-            "Type": "AWS::Logs::LogGroup",
-            "DeletionPolicy": "Delete",
-            "UpdateReplacePolicy": "Delete",
-            "Properties": {
-                "LogGroupName": {"Fn::Sub": "/thrifty/${AWS::StackName}"},
-                "RetentionInDays": 30,
+        "Type": "AWS::ECS::Service",
+        "Properties": {
+            "Cluster": {"Ref": "Cluster"},
+            "TaskDefinition": {"Ref": "Task"},
+            "DesiredCount": options.count,
+            "CapacityProviderStrategy": [strategy],
+            "HealthCheckGracePeriodSeconds": START_S,
+            "DeploymentConfiguration": {
+                "MinimumHealthyPercent": 100,
+                "MaximumPercent": 200,
+                "DeploymentCircuitBreaker": {"Enable": True, "Rollback": True},
             },
-        },
-        "ExecutionRole": {
-            "Type": "AWS::IAM::Role",
-            "Properties": {
-                "AssumeRolePolicyDocument": assume,
-                "ManagedPolicyArns": [{"Fn::Sub": policy}],
-                "Policies": [read_secrets],
-            },
-        },
-        "SecurityGroup": {
-            "Type": "AWS::EC2::SecurityGroup",
-            "Properties": {
-                "GroupDescription": "The gateway of Thrifty",
-                "VpcId": {"Ref": "Vpc"},
-                "SecurityGroupIngress": [
-                    {
-                        "IpProtocol": "tcp", "FromPort": port, "ToPort": port,
-                        "SourceSecurityGroupId": {"Ref": "ClientSecurityGroup"},
-                        "Description": "requests",
-                    }
-                ],
-            },
-        },
-        "Task": {
-            "Type": "AWS::ECS::TaskDefinition",
-            "Properties": _make_task(request, cpus, memory_bytes, disk_bytes, secrets),
-        },
-        "Service": {
-            "Type": "AWS::ECS::Service",
-            "Properties": {
-                "Cluster": {"Ref": "Cluster"},
-                "TaskDefinition": {"Ref": "Task"},
-                "DesiredCount": options.count,
-                "CapacityProviderStrategy": [strategy],
-                "HealthCheckGracePeriodSeconds": START_S,
-                "DeploymentConfiguration": {
-                    "MinimumHealthyPercent": 100,
-                    "MaximumPercent": 200,
-                    "DeploymentCircuitBreaker": {"Enable": True, "Rollback": True},
-                },
-                "LoadBalancers": [
-                    {
-                        "ContainerName": "thrifty", "ContainerPort": port,
-                        "TargetGroupArn": {"Ref": "TargetGroupArn"},
-                    }
-                ],
-                "NetworkConfiguration": {
-                    "AwsvpcConfiguration": {
-                        "AssignPublicIp": "DISABLED",
-                        "SecurityGroups": [{"Ref": "SecurityGroup"}],
-                        "Subnets": {"Ref": "Subnets"},
-                    }
-                },
+            "LoadBalancers": [
+                {
+                    "ContainerName": "thrifty", "ContainerPort": port,
+                    "TargetGroupArn": {"Ref": "TargetGroupArn"},
+                }
+            ],
+            "NetworkConfiguration": {
+                "AwsvpcConfiguration": {
+                    "AssignPublicIp": "DISABLED",
+                    "SecurityGroups": [{"Ref": "SecurityGroup"}],
+                    "Subnets": {"Ref": "Subnets"},
+                }
             },
         },
     }  # fmt: skip

@@ -62,19 +62,24 @@ def render_conversation(
 ) -> TokenWindow | None:
     """The window of one conversation; None if nothing in it counts. Raises `WireError`."""
     messages, tools = record.get("messages"), record.get("tools")
+    extra = record.get("chat_template_kwargs")
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with a message.", "messages", "invalid_value")
     if not isinstance(tools, list | None):
         raise bad_request("'tools' must be a list.", "tools", "invalid_value")
+    if not isinstance(extra, dict | None):
+        raise bad_request(
+            "'chat_template_kwargs' must be an object.", "chat_template_kwargs", "invalid_value"
+        )
     plan = parse_tools({"tools": tools})
-    whole = _encode(messages, tokenizer, plan, **_WHOLE)
+    whole = _encode(messages, tokenizer, plan, extra, **_WHOLE)
     ends = set(tokenizer.find_turn_ends())
     said = np.zeros(len(whole), np.bool_)
     for number, message in enumerate(messages):
         if not number or message["role"] != "assistant":
             continue
-        before = _encode(messages[:number], tokenizer, plan)
-        until = _encode(messages[: number + 1], tokenizer, plan, **_WHOLE)
+        before = _encode(messages[:number], tokenizer, plan, extra)
+        until = _encode(messages[: number + 1], tokenizer, plan, extra, **_WHOLE)
         # Templates may write earlier turns in another form, such as without their reasoning.
         if whole[: len(until)] != until or until[: len(before)] != before:
             continue
@@ -87,9 +92,14 @@ def render_conversation(
 
 
 def _encode(
-    messages: list[Any], tokenizer: TextTokenizer, plan: ToolPlan, **settings: bool
+    messages: list[Any],
+    tokenizer: TextTokenizer,
+    plan: ToolPlan,
+    extra: dict[str, Any] | None,
+    **settings: bool,
 ) -> list[int]:
-    return build_prompt({"messages": messages, **settings}, tokenizer, plan).ids
+    body = {"messages": messages, "chat_template_kwargs": extra, **settings}
+    return build_prompt(body, tokenizer, plan).ids
 
 
 def read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

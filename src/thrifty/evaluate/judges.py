@@ -19,10 +19,10 @@ import msgspec
 
 from thrifty.db.database import Database
 from thrifty.db.fleet import read_fleet
+from thrifty.db.ready_replicas import find_ready_replica
 from thrifty.errors import EvaluationError, ThriftyError
 from thrifty.evaluate.served import ServedUrl
 from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
-from thrifty.types import ReplicaState
 
 TIMEOUT_S = 120.0
 """For one comparison."""
@@ -91,33 +91,27 @@ def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
     return first if first == second else 0
 
 
-def open_judge(named: str | RemoteJudge, database: Database) -> Judge:
-    """The judge that a plan or a spec names. Raises `JudgeAway`."""
+def open_judge(named: str | RemoteJudge, database: Database | None) -> Judge:
+    """The judge that a plan or a spec names; deployments are found in `database`. Raises
+    `JudgeAway`.
+    """
     if isinstance(named, RemoteJudge):
         return ModelJudge(named.url, named.model, named.key_env)
     if named.startswith(DEPLOYMENT):
+        assert database is not None, named
         return open_deployment(named.removeprefix(DEPLOYMENT), database)
     return FunctionJudge(named)
 
 
 def open_deployment(name: str, database: Database) -> ModelJudge:
-    """A deployment of this service as judge. One of its replicas is asked directly, so that nothing
-    counts against a user's key or in users' statistics.
-    """
+    """A deployment of this service as judge."""
     state = read_fleet(database)
-    row = next((one for one in state.deployments if one.name == name), None)
-    if row is None:
+    if all(one.name != name for one in state.deployments):
         raise JudgeAway(f"there is no deployment {name!r} to judge")
-    versions = sorted(row.versions, key=lambda version: -version.weight)
-    for version in versions:
-        for replica in state.replicas:
-            place = (replica.deployment, replica.version, replica.revision)
-            if place == (name, version.label, version.revision) and (
-                replica.state == ReplicaState.READY
-            ):
-                settings = version.settings
-                return ModelJudge(replica.url, settings.upstream_model or name, settings.key_env)
-    raise JudgeAway(f"the deployment {name!r} has no ready replica to judge with")
+    found = find_ready_replica(state, name)
+    if found is None:
+        raise JudgeAway(f"the deployment {name!r} has no ready replica to judge with")
+    return ModelJudge(found.url, found.model, found.key_env)
 
 
 class ModelJudge:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from thrifty.db import Database
 from thrifty.db.request_log import RecordedText, read_conversations
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.told import read_told
 from thrifty.files import write_atomically
 from thrifty.home import make_private_folder
 from thrifty.observe.texts import parse_answer, parse_prompt
@@ -43,8 +44,9 @@ def _write_line(text: RecordedText) -> str:
     """A record of the whole conversation; empty if its texts are not in our form."""
     try:
         messages, choices = parse_prompt(text.prompt), parse_answer(text.answer)
+        told = read_told(text.facts)
     except ValueError:
         return ""
-    if not messages or not choices:
+    if not messages or not choices or told is None:
         return ""
-    return json.dumps({"messages": [*messages, choices[0]]}, ensure_ascii=False) + "\n"
+    return json.dumps({"messages": [*messages, choices[0]], **told}, ensure_ascii=False) + "\n"

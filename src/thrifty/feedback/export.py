@@ -28,10 +28,9 @@ from thrifty.db import Database
 from thrifty.db.feedback import Judged, Judgement, read_judged
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import Subjects
-from thrifty.engines.server.tools import parse_tools
+from thrifty.evaluate.told import read_told
 from thrifty.observe.redact import find_pseudonym
-from thrifty.observe.texts import Message, parse_answer, parse_facts, parse_prompt
-from thrifty.openai.errors import WireError
+from thrifty.observe.texts import Message, parse_answer, parse_prompt
 
 CHAT = "/v1/chat/completions"
 
@@ -160,7 +159,7 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
         return None
     try:
         prompt, answers = parse_prompt(texts.prompt), parse_answer(texts.answer)
-        told = _read_told(texts.facts)
+        told = read_told(texts.facts)
     except ValueError:
         skipped.note("unreadable")
         return None
@@ -180,23 +179,6 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
         skipped.note("pseudonym")
         return None
     return _Example(judged, prompt, told, answer, correction, liked)
-
-
-def _read_told(facts: str | None) -> dict[str, Any] | None:
-    """What the model was told beside the messages; None where the prompt cannot be made again.
-    Raises `ValueError` where the facts cannot be read.
-    """
-    found = parse_facts(facts)
-    if "unlike" in found:
-        return None
-    try:
-        plan = parse_tools(found)
-    except WireError:  # redaction replaced a part of a name, or a version before took more
-        return None
-    told: dict[str, Any] = {"tools": plan.tools} if plan.active else {}
-    if found.get("chat_template_kwargs"):
-        told["chat_template_kwargs"] = found["chat_template_kwargs"]
-    return told
 
 
 def _find_obstacle(judged: Judged, liked: bool | None, *, corrected: bool) -> str | None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from thrifty.fleet.ray_actor import EngineOwner, LeaseHolder
 from thrifty.fleet.ray_settings import clamp_bundles, explain_waiting, make_options
+from thrifty.ray_connection import CONNECT_S, check_port, explain_connection, shorten_error
 
 LEASE_NAME = "controller"
 LEASE_RETRY_S = 0.5
@@ -32,7 +33,7 @@ PING_S = 1.0
 """A worker that died is known to be dead by then, where its node lives."""
 PING_PAUSE_S = 0.1
 END_EXTRA_S = 10.0
-CONNECT_S = 5.0
+SETTING = "fleet.address"
 SLOW_CONNECT_S = 15.0
 """Ray's own attempts take longer; what may be wrong is told by then."""
 GOODBYE_S = 1.0
@@ -144,7 +145,7 @@ class Bridge:
             except Exception as error:
                 if not away:
                     away = True
-                    self._emit("away", {"message": _shorten(error)})
+                    self._emit("away", {"message": shorten_error(error)})
             else:
                 if away:
                     away = False
@@ -169,7 +170,7 @@ class Bridge:
         try:
             self._handles[name] = await asyncio.to_thread(_create, name, bundle, arguments, avoid)
         except Exception as error:
-            self._finish(name, f"Ray did not take it: {_shorten(error)}", failed=True)
+            self._finish(name, f"Ray did not take it: {shorten_error(error)}", failed=True)
             return
         finally:
             del self._creating[name]
@@ -332,40 +333,7 @@ def explain_death(error: BaseException) -> str:
         return "Ray's worker process died; the node's memory may have been used up"
     if "ray.kill" in text or "killed by" in text:
         return "its actor was killed"
-    return _shorten(error)
-
-
-def _shorten(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:400]
-
-
-def explain_connection(error: BaseException, address: str) -> str:
-    """Why Ray cannot be used at `address`, and what to do."""
-    text = str(error)
-    if "ersion mismatch" in text:
-        found = " ".join(text.split())
-        return (
-            f"the Ray cluster at {address} runs another version: {found[:400]} Install the same "
-            "versions of Ray and Python here and on every node"
-        )
-    if isinstance(error, ConnectionError) or "GCS" in text:
-        return (
-            f"no Ray head answers at {address} ({_shorten(error)}); start one there (ray start "
-            "--head --port=PORT), or correct fleet.address"
-        )
-    return (
-        f"Ray at {address} cannot be used from here: {_shorten(error)}. The controller runs on a node "
-        f"of the cluster; to make this machine one: ray start --address={address} --num-cpus=0"
-    )
-
-
-async def _check_port(address: str) -> None:
-    """Raises `OSError` where nobody listens; Ray itself would wait long."""
-    host, _, port = address.rpartition(":")
-    async with asyncio.timeout(CONNECT_S):
-        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    writer.close()
+    return shorten_error(error)
 
 
 async def serve(address: str, namespace: str, holder: str, emit: _SENDER) -> int:
@@ -373,7 +341,7 @@ async def serve(address: str, namespace: str, holder: str, emit: _SENDER) -> int
     import ray
 
     try:
-        await _check_port(address)
+        await asyncio.to_thread(check_port, address)
         work = asyncio.to_thread(
             ray.init, address=address, namespace=namespace, log_to_driver=False,
             logging_level="ERROR",
@@ -381,17 +349,21 @@ async def serve(address: str, namespace: str, holder: str, emit: _SENDER) -> int
         connecting = asyncio.ensure_future(work)
         await asyncio.wait({connecting}, timeout=SLOW_CONNECT_S)
         if not connecting.done():
-            emit("away", {"message": explain_connection(ConnectionError("no answer"), address)})
+            emit(
+                "away",
+                {"message": explain_connection(ConnectionError("no answer"), address, SETTING)},
+            )
         await connecting
     except TimeoutError:
-        emit("fault", {"message": explain_connection(ConnectionError("no answer"), address)})
+        emit(
+            "fault", {"message": explain_connection(ConnectionError("no answer"), address, SETTING)}
+        )
         return 1
     except OSError as error:
-        found = ConnectionError(error.strerror or str(error))
-        emit("fault", {"message": explain_connection(found, address)})
+        emit("fault", {"message": explain_connection(error, address, SETTING)})
         return 1
     except Exception as error:
-        emit("fault", {"message": explain_connection(error, address)})
+        emit("fault", {"message": explain_connection(error, address, SETTING)})
         return 1
     emit("connected", {"version": ray.__version__})
     reader = asyncio.StreamReader(limit=MAX_LINE)

@@ -20,7 +20,7 @@ from thrifty.db.feedback import Judged, read_judged
 from thrifty.db.improve import GIVEN_UP, NOTHING, read_run, read_runs
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import open_subjects
-from thrifty.errors import DataError
+from thrifty.errors import DataError, NoRowsError
 from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
@@ -36,6 +36,7 @@ from thrifty.improve.turn import (
     find_serving,
 )
 from thrifty.spec.improve import Method
+from thrifty.train.prepare import LEAST_ROWS
 from thrifty.train.run import WINDOW
 
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 24, 0.3
@@ -207,8 +208,11 @@ def collect(turn: Turn) -> dict[str, Any]:
             built = build_data(
                 recipe, f"{turn.name}-{found.method}", home=turn.home, on_progress=turn.on_progress
             )
+    except NoRowsError as error:
+        raise TurnEnds(NOTHING, str(error)) from None
     finally:
         path.unlink(missing_ok=True)
+    _require_rows(built)
     _refuse_known(turn, built)
     signal = None
     if found.method != "sft":
@@ -298,6 +302,24 @@ def _open_mixed(turn: Turn, named: str, method: str) -> BuiltSet:
             f"{method}; name a set of {method} rows, or set 'improve.method: {built.kind}'"
         )
     return built
+
+
+def _require_rows(built: BuiltSet) -> None:
+    """Raise `TurnEnds` where a training would refuse what is left of the feedback: it would refuse
+    it again an hour later.
+    """
+    if built.count() < LEAST_ROWS:
+        raise TurnEnds(
+            NOTHING,
+            f"the feedback comes to {built.count()} different rows ({built.label} tells what was "
+            f"removed), and a training takes {LEAST_ROWS}; wait for more feedback",
+        )
+    if built.kind == "kto" and len({bool(row["label"]) for row in built.read(TRAIN)}) < 2:
+        raise TurnEnds(
+            NOTHING,
+            f"all answers that are left to learn from ({built.label}) are of one kind; KTO learns "
+            "from liked beside disliked answers",
+        )
 
 
 def _refuse_known(turn: Turn, built: BuiltSet) -> None:

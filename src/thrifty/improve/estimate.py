@@ -24,6 +24,7 @@ from thrifty.db.subjects import open_subjects
 from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.improve.collect import Found, find_feedback
 from thrifty.improve.steps import check_ready
+from thrifty.improve.taught import MOST, list_disliked
 from thrifty.improve.turn import Turn, TurnEnds, find_parent, find_serving
 from thrifty.openai.errors import WireError
 from thrifty.release.plan import parse_plan
@@ -73,6 +74,8 @@ def describe_turn(turn: Turn) -> dict[str, Any]:
         "counts": vars(found.counts),
         "left_out": {name: n for name, n in found.sifted.left_out.items() if n},
         "rows": rows, "tokens": tokens,
+        "teacher_requests": 0 if turn.settings.teacher is None
+        else min(MOST, len(list_disliked(turn, found.sifted))),
         "minutes": {name: round(value, 2) for name, value in minutes.items()},
         "total_minutes": round(total, 2), "price_per_hour": price,
         "cost": round(total / 60 * price, 4),

@@ -10,6 +10,8 @@ Judgements are thumbs, ratings and corrections. They are left out in this order:
     per_tenant   beyond the newest answers that were judged in one tenant
     agree        of an answer, or a correction, on which too few users agree
 
+The same answer to the same prompt that was liked in one response and disliked in another is one
+answer, which the majority decides.
 Feedback that names no user counts as that of one user of its tenant.
 """
 
@@ -19,7 +21,7 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -52,8 +54,7 @@ class Sifted:
 
 def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key: FindKey) -> Sifted:
     """Judged responses without the judgements that must not count. `find_key` tells the same
-    answers to the same prompt by a key, or None where texts are not known; it is asked only if
-    several users have to agree.
+    answers to the same prompt by a key, or None where texts are not known.
     """
     left_out: Counter[str] = Counter()
     found = list(judged)
@@ -68,8 +69,11 @@ def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key:
     ):
         late = _find_beyond(found, bound, key)
         found = _keep(found, lambda one, said, late=late: said.id not in late, name, left_out)  # type: ignore[misc]
+    keys = {one.response: find_key(one) for one in found if _has_vote(one) or guards.agree > 1}
     if guards.agree > 1:
-        found = _require_agreement(_pool(found, find_key), guards.agree, left_out)
+        found = _require_agreement(_pool(found, keys), guards.agree, left_out)
+    else:
+        found = _pool_contradictions(found, keys)
     users = {_user_of(one, said) for one, said in _list_opinions(found)}
     return Sifted(found, len(users), +left_out)
 
@@ -179,11 +183,36 @@ def _find_beyond(
     }
 
 
-def _pool(judged: Sequence[Judged], find_key: FindKey) -> list[Judged]:
-    """The same answers to the same prompt as one response, with the judgements of all."""
+def _has_vote(one: Judged) -> bool:
+    return any(said.kind in ("thumbs", "rating") for said in one.judgements)
+
+
+def _pool_contradictions(
+    judged: Sequence[Judged], keys: Mapping[int, bytes | None]
+) -> list[Judged]:
+    """Answers that were liked here and disliked there, word for word and to the same prompt, as one
+    response, which the majority decides; others as they are.
+    """
+    decided: dict[tuple[str, bytes], set[bool]] = defaultdict(set)
+    for one in judged:
+        key, liked = keys.get(one.response), decide(one.judgements)
+        if key is not None and liked is not None:
+            decided[one.tenant, key].add(liked)
+    both = {place for place, said in decided.items() if len(said) > 1}
+    contradictory = {
+        one.response: key
+        for one in judged
+        if (key := keys.get(one.response)) is not None and (one.tenant, key) in both
+    }
+    return _pool(judged, contradictory)
+
+
+def _pool(judged: Sequence[Judged], keys: Mapping[int, bytes | None]) -> list[Judged]:
+    """The same answers to the same prompt as one response, with the judgements of all. `keys` are
+    by response; one without a key stays by itself."""
     pooled: dict[object, Judged] = {}
     for one in judged:
-        key = find_key(one)
+        key = keys.get(one.response)
         place: object = one.response if key is None else (one.tenant, key)
         known = pooled.get(place)
         if known is None:

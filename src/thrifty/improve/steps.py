@@ -67,7 +67,8 @@ def train(turn: Turn) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         lora_rank=LORA_RANK if settings.lora_rank is None else settings.lora_rank,
         window=settings.window, beta=BETA if settings.beta is None else settings.beta,
-        sft_weight=settings.sft_weight if method is Method.DPO else 0.0, seed=settings.seed,
+        sft_weight=settings.sft_weight if method is Method.DPO else 0.0,
+        processes=settings.processes, seed=settings.seed,
         augment=_find_augmentation(settings.augment),
     )  # fmt: skip
     try:
@@ -137,9 +138,11 @@ def gate(turn: Turn) -> dict[str, Any]:
     trusted = turn.require("collect").get("trusted")
     request = GateRequest(
         made["served"], serving.label, wanted.data, wanted.margin, wanted.items, wanted.tokens,
-        wanted.speed, None if trusted is None else trusted["data"],
+        wanted.speed, None if trusted is None else trusted["data"], wanted.judge,
     )  # fmt: skip
-    result = run_gate(turn.store, turn.home, request, turn.on_progress, turn.on_note, turn.machine)
+    result = run_gate(
+        turn.store, turn.home, request, turn.on_progress, turn.on_note, turn.machine, turn.database
+    )
     verdict = max(
         (one for one in turn.store.read_measurements(made["artifact"]) if one.kind == GATE),
         key=lambda one: one.measured,

@@ -29,6 +29,8 @@ STREAMS, MOST, ANSWER_TOKENS = 4, 1000, 1024
 LEAST_USABLE, JUDGED = 0.5, 10
 """With fewer of its answers of use, the teacher is not learned from."""
 SOURCE = "taught"
+TOOLS, TEMPLATE = "tools", "chat_template_kwargs"
+"""Fields of a row that its prompt is rendered with, besides the messages."""
 
 
 def note_teacher(turn: Turn) -> None:
@@ -58,9 +60,10 @@ def make_taught(turn: Turn, form: Form, sifted: Sifted) -> tuple[list[dict[str, 
     folder = make_private_folder(turn.home.datasets / ".work" / f"{turn.name}.taught")
     teacher = Teacher(place, folder, turn.on_progress, turn.on_note)
     requests = [
-        {"messages": row["prompt"], "max_tokens": ANSWER_TOKENS, "temperature": 0, "seed": 0}
+        {"messages": row["prompt"], **_find_tools(row), "max_tokens": ANSWER_TOKENS,
+         "temperature": 0, "seed": 0}
         for row in disliked
-    ]
+    ]  # fmt: skip
     turn.on_note(
         f"asking {place.label} what it answers in the place of {len(requests)} disliked answers"
     )
@@ -112,16 +115,23 @@ def is_of_use(row: dict[str, Any], answer: str | None) -> bool:
 def _make_row(row: dict[str, Any], answer: str | None, form: Form) -> dict[str, Any]:
     said = [{"role": "assistant", "content": answer}]
     provenance = {**row["provenance"], "source": SOURCE}
+    context = {key: row[key] for key in (TOOLS, TEMPLATE) if key in row}
     if form is Form.SFT:
-        return {"messages": [*row["prompt"], *said], "provenance": provenance}
+        return {"messages": [*row["prompt"], *said], **context, "provenance": provenance}
     if form is Form.KTO:
         return {
             "prompt": row["prompt"],
             "completion": said,
             "label": True,
+            **context,
             "provenance": provenance,
         }
     return {
-        "prompt": row["prompt"], "chosen": said, "rejected": row["completion"],
+        "prompt": row["prompt"], "chosen": said, "rejected": row["completion"], **context,
         "provenance": [provenance],
     }  # fmt: skip
+
+
+def _find_tools(row: dict[str, Any]) -> dict[str, Any]:
+    """The tools that a teacher is told of, too. What a chat template takes is each model's own."""
+    return {TOOLS: row[TOOLS]} if TOOLS in row else {}

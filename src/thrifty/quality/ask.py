@@ -16,12 +16,12 @@ from thrifty.data.sets import SETS
 from thrifty.db.desired_state import DesiredQuality
 from thrifty.db.fleet import FleetState, VersionRow
 from thrifty.db.quality import QualityAnswer
+from thrifty.db.ready_replicas import find_ready_replica
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.answer_faults import find_faults
 from thrifty.evaluate.answers import is_right
 from thrifty.evaluate.questions import Question, digest_questions, read_questions
 from thrifty.evaluate.served import ServedUrl
-from thrifty.types import ReplicaState
 from thrifty.untrusted_text import sanitize_line
 
 TIMEOUT_S = 60.0
@@ -50,21 +50,20 @@ def ask_version(
     stopping: Callable[[], bool],
 ) -> list[QualityAnswer]:
     """Ask one version all questions; none where it has no ready replica. Blocks."""
-    url = find_replica(state, deployment, version)
-    if url is None:
+    there = find_ready_replica(state, deployment, version)
+    if there is None:
         return []
     digest = digest_questions(questions)[:DIGEST]
-    model = version.settings.upstream_model or deployment
     found = []
     try:
-        served = ServedUrl(url, version.settings.key_env, {"cache-control": "no-store"})
+        served = ServedUrl(there.url, there.key_env, {"cache-control": "no-store"})
     except EvaluationError:
         return []
     try:
         for place, question in enumerate(questions):
             if stopping():
                 break
-            right, faults = ask(served, model, question)
+            right, faults = ask(served, there.model, question)
             found.append(
                 QualityAnswer(
                     time.time(), deployment, version.label, version.revision, digest, place, right,
@@ -96,14 +95,3 @@ def ask(served: ServedUrl, model: str, question: Question) -> tuple[bool | None,
         answer, asked=[text for _, text in question.messages], accepted=question.answers
     )
     return is_right(question, answer), ", ".join(faults)
-
-
-def find_replica(state: FleetState, deployment: str, version: VersionRow) -> str | None:
-    """The URL of a ready replica of a version."""
-    for row in state.replicas:
-        place = (row.deployment, row.version, row.revision)
-        if place == (deployment, version.label, version.revision) and (
-            row.state == ReplicaState.READY
-        ):
-            return row.url
-    return None

@@ -10,11 +10,11 @@ import numpy as np
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.fleet import read_fleet
+from thrifty.db.ready_replicas import find_ready_replica
 from thrifty.db.vectors import Unembedded, read_unembedded, save_vectors
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.served import ServedUrl
 from thrifty.observe.texts import parse_prompt, show_answer
-from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +87,8 @@ def _read_texts(one: Unembedded) -> tuple[str, str]:
 
 
 def _open(database: Database, encoder: str) -> tuple[ServedUrl, str]:
-    """A ready replica of the encoder, past the gateway so that nothing counts in users' statistics,
-    and what it calls its model.
-    """
-    state = read_fleet(database)
-    versions = {
-        (row.name, version.label): version.settings
-        for row in state.deployments
-        for version in row.versions
-    }
-    for row in state.replicas:
-        settings = versions.get((row.deployment, row.version))
-        if row.deployment == encoder and row.state == ReplicaState.READY and settings is not None:
-            served = ServedUrl(row.url, settings.key_env, {"cache-control": "no-store"})
-            return served, settings.upstream_model or encoder
-    raise EvaluationError(f"the deployment {encoder!r} has no ready replica to embed with")
+    """A ready replica of the encoder, and what it calls its model."""
+    found = find_ready_replica(read_fleet(database), encoder)
+    if found is None:
+        raise EvaluationError(f"the deployment {encoder!r} has no ready replica to embed with")
+    return ServedUrl(found.url, found.key_env, {"cache-control": "no-store"}), found.model

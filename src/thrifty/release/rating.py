@@ -8,7 +8,6 @@ said, so that the difference stays valid with the shares among those chosen.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -19,22 +18,14 @@ from sqlalchemy import select
 
 from thrifty.db.database import Database
 from thrifty.db.ratings import read_ratings, save_rating
-from thrifty.db.releases import PAUSED, ReleaseRow
+from thrifty.db.releases import ReleaseRow
 from thrifty.db.tables import request_texts, requests
-from thrifty.errors import DatabaseError
-from thrifty.evaluate.judges import UNUSABLE, Judge, JudgeAway, open_judge
+from thrifty.evaluate.judges import UNUSABLE
 from thrifty.observe.texts import show_answer, show_prompt
 from thrifty.release.chances import find_rate
 from thrifty.release.conversations import Conversation
+from thrifty.release.judge_thread import JudgeThread, is_held_by_operator
 from thrifty.release.plan import ReleasePlan
-from thrifty.untrusted_text import sanitize_line
-
-log = logging.getLogger(__name__)
-
-IDLE_S, RETRY_S = 0.5, 5.0
-MAX_REASON = 300
-JUDGE = "judge"
-"""Who has paused a release whose judge is away."""
 
 
 def is_chosen(release_id: int, one: Conversation, share: float) -> bool:
@@ -51,8 +42,6 @@ class Rating:
     def __init__(
         self, database: Callable[[], Database], release: ReleaseRow, plan: ReleasePlan
     ) -> None:
-        self.fault: str | None = None
-        """Why the judge is away."""
         self._database = database
         self._release = release
         self._plan = plan
@@ -60,10 +49,12 @@ class Rating:
         self._waiting: Sequence[Conversation] = ()
         self._seen = 0
         self._lock = threading.Lock()
-        self._wanted = False
-        self._stopping = threading.Event()
-        self._judge: Judge | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = JudgeThread("rating", database, plan.canary.judge, self._rate_next)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the judge is away."""
+        return self._thread.fault
 
     @property
     def count(self) -> int:
@@ -76,12 +67,10 @@ class Rating:
             return
         if self._scores is None:
             self._scores = read_ratings(self._database(), release.id)
-        by_operator = release.state == PAUSED and release.record.paused_by != JUDGE
         steps = release.record.steps
         open_ = bool(steps) and steps[-1].until_s is None
-        self._wanted = open_ and not by_operator
-        if not self._wanted:
-            self.fault = None
+        if not open_ or is_held_by_operator(release):
+            self._thread.want(False)
             return
         shares = [step.share for step in steps]
         if len(measured) < self._seen:  # they are read anew
@@ -92,9 +81,7 @@ class Rating:
         self._seen = len(measured)
         with self._lock:
             self._waiting = [one for one in (*self._waiting, *new) if one.name not in self._scores]
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="rating", daemon=True)
-            self._thread.start()
+        self._thread.want(True)
 
     def list_rated(self, measured: Sequence[Conversation]) -> list[Conversation]:
         """The measured conversations that have a score, in their order, with it as `rated`."""
@@ -107,63 +94,28 @@ class Rating:
 
     def stop(self) -> None:
         """End the judge, without waiting for what it is at."""
-        self._stopping.set()
-        self._close()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            wait_s = IDLE_S
-            try:
-                if self._wanted and self._rate_next():
-                    wait_s = 0.0
-            except DatabaseError:
-                wait_s = RETRY_S
-            except JudgeAway as error:
-                self._fail(str(error))
-                wait_s = RETRY_S
-            except Exception as error:
-                log.exception("an answer could not be scored")
-                self._fail(f"the judge failed: {error}")
-                wait_s = RETRY_S
-            if wait_s:
-                self._stopping.wait(wait_s)
-        self._close()
+        self._thread.stop()
 
     def _rate_next(self) -> bool:
-        """Score one conversation; whether one waited. With none, an absent judge is asked for."""
+        """Score one conversation; whether one waited."""
         with self._lock:
             one = next(iter(self._waiting), None)
         if one is None:
             return False
-        named = self._plan.canary.judge
-        assert named is not None
         assert self._scores is not None
         database = self._database()
         answer = read_answer(database, self._release, one)
         response, score = None, UNUSABLE
         if answer is not None:
-            if self._judge is None:
-                self._judge = open_judge(named, database)
             response, prompt, said = answer
-            score = self._judge.rate(prompt, said)
+            score = self._thread.ask(lambda judge: judge.rate(prompt, said))
             if not math.isfinite(score):
                 score = UNUSABLE
         save_rating(database, self._release.id, one.name, response, score)
         self._scores[one.name] = score
         with self._lock:
             self._waiting = [other for other in self._waiting if other.name != one.name]
-        self.fault = None
         return True
-
-    def _fail(self, reason: str) -> None:
-        if self._wanted:
-            self.fault = sanitize_line(reason, MAX_REASON)
-        self._close()
-
-    def _close(self) -> None:
-        judge, self._judge = self._judge, None
-        if judge is not None:
-            judge.close()
 
 
 def read_answer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -22,13 +21,9 @@ from thrifty.db.releases import (
     ReleaseChanged,
     ReleaseRow,
     Step,
-    read_outcomes,
-    save_outcomes,
     save_progress,
 )
 from thrifty.db.tables import replicas
-from thrifty.errors import DatabaseError
-from thrifty.evaluate.judges import Judge, JudgeAway, compare, open_judge
 from thrifty.release.bandit import LEAST_CHANGE, Control, count_arms, find_share, shift_share
 from thrifty.release.conversations import Conversations, read_newest
 from thrifty.release.decision import (
@@ -41,10 +36,11 @@ from thrifty.release.decision import (
     decide,
 )
 from thrifty.release.evidence import Evidence, check_ratio, weigh
+from thrifty.release.judge_thread import JUDGE, MAX_REASON
+from thrifty.release.judging import Judging
 from thrifty.release.manage import close_steps, end_release, move_release, note_release
-from thrifty.release.pairs import LOST, read_pairs
-from thrifty.release.plan import BANDIT, SHADOW, ReleasePlan, parse_plan
-from thrifty.release.rating import JUDGE, Rating
+from thrifty.release.plan import BANDIT, ReleasePlan, parse_plan
+from thrifty.release.rating import Rating
 from thrifty.types import ReplicaState
 from thrifty.untrusted_text import sanitize_line
 
@@ -56,8 +52,6 @@ JUMP_S = 5.0
 MOST_TURN_S = 30.0
 """A turn counts as no more time than this, however long the controller was held up."""
 SAVE_S = 2.0
-IDLE_S, RETRY_S = 0.5, 5.0
-MAX_REASON = 300
 
 
 class Watch:
@@ -81,7 +75,7 @@ class Watch:
         self._active_s = release.active_s
         self._wall_s, self._steady_s = clock(), steady()
         self._saved_s = 0.0
-        self._judging = _Judging(database, release, self._plan)
+        self._judging = Judging(database, release, self._plan)
         self._rating = Rating(database, release, self._plan)
         self._rated = 0
         self._control: Control | None = None
@@ -283,99 +277,6 @@ class Watch:
                 why=decision.why, kind="abort" if aborted else "rollback", figures=figures,
                 verdict=decision.verdict, active_s=self._active_s,
             )  # fmt: skip
-
-
-class _Judging:
-    """Has pairs compared, in a thread, while a release is in its shadow."""
-
-    def __init__(
-        self, database: Callable[[], Database], release: ReleaseRow, plan: ReleasePlan
-    ) -> None:
-        self.fault: str | None = None
-        """Why the judge is away."""
-        self.outcomes: list[int] = []
-        self._database = database
-        self._release = release
-        self._plan = plan
-        self._shadows: set[int] = set()
-        self._conversations: set[str | None] = set()
-        self._restored = plan.shadow.judge is None
-        self._stopping = threading.Event()
-        self._wanted = False
-        self._judge: Judge | None = None
-        self._thread: threading.Thread | None = None
-
-    def look(self, release: ReleaseRow) -> None:
-        """Take up the release as it is now. Raises `DatabaseError`."""
-        if not self._restored:
-            for shadow, name, outcome in read_outcomes(self._database(), release.id):
-                self._note(shadow, name, outcome)
-            self._restored = True
-        by_operator = release.state == PAUSED and release.record.paused_by != JUDGE
-        self._wanted = self._plan.stages[release.record.stage] == SHADOW and not by_operator
-        if not self._wanted:
-            self.fault = None
-        if self._wanted and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End the judge, without waiting for what it is at."""
-        self._stopping.set()
-        self._close()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            wait_s = IDLE_S
-            try:
-                if self._wanted and len(self.outcomes) < self._plan.shadow.pairs:
-                    wait_s = 0.0 if self._judge_some() else IDLE_S
-            except DatabaseError:
-                wait_s = RETRY_S
-            except JudgeAway as error:
-                self._fail(str(error))
-                wait_s = RETRY_S
-            except Exception as error:
-                log.exception("a comparison failed")
-                self._fail(f"the judge failed: {error}")
-                wait_s = RETRY_S
-            if wait_s:
-                self._stopping.wait(wait_s)
-        self._close()
-
-    def _judge_some(self) -> bool:
-        """Compare the pairs that there are; whether there were any."""
-        database, named = self._database(), self._plan.shadow.judge
-        assert named is not None
-        pairs = read_pairs(database, self._release, self._shadows, self._conversations)
-        for pair in pairs:
-            if self._stopping.is_set():
-                return False
-            outcome = LOST
-            if not pair.failed:
-                if self._judge is None:
-                    self._judge = open_judge(named, database)
-                outcome = compare(self._judge, pair.prompt, pair.candidate, pair.other)
-            row = (pair.shadow, pair.response, pair.conversation_id, outcome)
-            save_outcomes(database, self._release.id, [row])
-            self._note(pair.shadow, pair.conversation_id, outcome)
-            self.fault = None
-        return bool(pairs)
-
-    def _note(self, shadow: int, name: str | None, outcome: int) -> None:
-        self._shadows.add(shadow)
-        self._conversations.add(name)
-        self.outcomes.append(outcome)
-
-    def _fail(self, reason: str) -> None:
-        if self._wanted:
-            self.fault = sanitize_line(reason, MAX_REASON)
-        self._close()
-
-    def _close(self) -> None:
-        judge, self._judge = self._judge, None
-        if judge is not None:
-            judge.close()
 
 
 def read_readiness(

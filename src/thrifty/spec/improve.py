@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
+from thrifty.spec.judges import DEPLOYMENT, RemoteJudge, check_judge
 from thrifty.spec.section import Count, Duration, Integer, Number, Section
 
 Method = Literal["auto", "sft", "dpo", "kto"]
@@ -87,6 +87,9 @@ class ImproveTrainSpec(Section):
         description="For `dpo`: how much of the loss of `sft` on the chosen answers is added.",
     )  # fmt: skip
     window: Count | None = Field(None, ge=32, description="Rows with more tokens are set aside.")
+    processes: Count = Field(
+        1, ge=1, le=64, description="How many processes train together, one for each GPU."
+    )
     seed: Integer = Field(0, description="The same seed gives the same training.")
     augment: str | None = Field(
         None,
@@ -121,6 +124,16 @@ class ImproveGateSpec(Section):
     items: Count = Field(600, ge=1, description="The most questions of a set.")
     tokens: Count = Field(4096, ge=256, description="Tokens of each domain.")
     speed: bool = Field(True, description="Whether speed and memory are compared.")
+    judge: str | RemoteJudge | None = Field(
+        None,
+        description="Who compares the answers to each question, blind: a Python function as "
+        "`module:function`, `deployment:NAME`, or a mapping of `url`, `model` and `key_env`.",
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _check_judge(cls, value: Any) -> Any:
+        return check_judge(value)
 
     @field_validator("data", mode="before")
     @classmethod

@@ -30,6 +30,7 @@ from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.files import write_atomically
 from thrifty.train import lora
 from thrifty.train.loop import Trainer, write_tensors
+from thrifty.train.process import PARENT
 from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective
 from thrifty.types import Progress
@@ -44,7 +45,8 @@ def run_child(train: Callable[[Path, dict[str, Any]], None]) -> None:
     """Run `train` on the folder that the command line names, and report how it ended."""
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
-    threading.Thread(target=_end_with, args=(job["pid"],), daemon=True).start()
+    parent = int(os.environ.get(PARENT, job["pid"]))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     first = os.environ.get("RANK", "0") == "0"
     try:
         # A worker that lost its parent may still be writing, until it notices.
@@ -91,7 +93,8 @@ def run_job(
             raise
         ended = True
     if use is not None and ended:
-        trainer.apply(use)
+        if main:
+            trainer.apply(use)
         return
     state = trainer.state
     if not main or not ended:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from thrifty.errors import TrainingError
@@ -47,8 +48,14 @@ class Contrastive:
         self.example_tokens = max(1, round(sum(sizes) / max(1, len(sizes))))
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`. The share of queries whose own text is the nearest of those that they are
+        compared with.
+        """
+        return {"first": float(np.mean([first for _, first in notes]))} if notes else {}
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
         """See `Objective`."""
@@ -66,15 +73,13 @@ class Contrastive:
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: the share of queries whose own text is the nearest of those
-        that they are compared with.
-        """
-        total, count, first = 0.0, 0, 0.0
+        """See `Objective`."""
+        total, count = 0.0, 0
+        self.notes = []
         for group in self._groups(rank, ranks):
             found, nearest = self._compare(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
-            first += float(nearest.sum())
-        self.details = {"first": first / max(1, count)}
+            self.notes += [(1.0, float(first)) for first in nearest.tolist()]
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from thrifty.errors import TrainingError
@@ -160,7 +161,7 @@ class Trainer:
         """What `use` makes of the model as it is now and its device, without gradients."""
         self._model.eval()
         with torch.inference_mode():
-            return use(self._model, self._accelerator.device)
+            return use(self._accelerator.unwrap_model(self._model), self._accelerator.device)
 
     def measure(self) -> dict[str, float]:
         """The mean held-out loss of each domain."""
@@ -182,6 +183,13 @@ class Trainer:
         means = (both[:, 0] / both[:, 1].clamp(min=1)).tolist()
         return dict(zip(self._objective.domains, means, strict=True))
 
+    def _find_details(self) -> dict[str, float]:
+        """The objective's other figures of the last `measure`, over all processes."""
+        notes = self._objective.notes
+        if self._accelerator.num_processes > 1:
+            notes = gather_object(notes)
+        return self._objective.describe(notes)
+
     def _note_held_out(self) -> None:
         began_s = time.monotonic()
         found = self.measure()
@@ -190,8 +198,9 @@ class Trainer:
         for name, value in found.items():
             state.curves.setdefault(name, []).append((state.tokens, value))
         state.held_out.append((state.step, sum(found.values()) / len(found)))
-        if self._objective.details:
-            state.details.append((state.step, dict(self._objective.details)))
+        details = self._find_details()
+        if details:
+            state.details.append((state.step, details))
 
     def _evaluate(self) -> None:
         state = self.state
@@ -334,7 +343,9 @@ class Trainer:
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
         self._objective.prepare(self._model, own, accelerator.device)
-        total, tokens = self._gradients.add(groups, self._objective.weigh(own))
+        # Processes average their gradients, so that each of them counts by its weight in the step.
+        weight = self._objective.weigh(numbers) / accelerator.num_processes
+        total, tokens = self._gradients.add(groups, weight)
         accelerator.clip_grad_norm_(self._trained.values(), training.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

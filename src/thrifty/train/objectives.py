@@ -1,6 +1,7 @@
 """What `thrifty train` learns: supervised turns, pairs of answers, judged answers.
 
-Examples are padded on the right, which a causal model does not see. The reference of preferences is
+Short examples share a window, and what is left of it is padded on the right, which a causal model
+does not see. The reference of preferences is
 the same model with the weights that it began with; with LoRA, these are the updates alone.
 """
 
@@ -39,8 +40,12 @@ class _Rows:
         """The mean here, not the longest: rows differ much in length."""
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`."""
+        return {}
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
         """See `Objective`."""
@@ -163,22 +168,28 @@ class Pairs(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: the share of pairs in which the chosen answer gained more
-        than the rejected one, the standard deviation of that share by chance, and how many nats
-        more it gained.
-        """
-        total, count, right, margin = 0.0, 0, 0.0, 0.0
+        """See `Objective`."""
+        total, count = 0.0, 0
+        self.notes = []
         for number, group in enumerate(self._groups(rank, ranks)):
             old = self._ask_held_out(model, number, group, device)
             found, margins, _ = self._compare(model, group, old, device)
             total, count = total + float(found.sum()), count + len(group)
-            right += float((margins > 0).sum())
-            margin += float(margins.sum())
-        self.details = {
-            "preferred": right / max(1, count), "by_chance": 0.5 / math.sqrt(max(1, count)),
-            "margin": margin / max(1, count),
-        }  # fmt: skip
+            self.notes += [(1.0, margin) for margin in margins.tolist()]
         return {"": (total, count)}
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`. The share of pairs in which the chosen answer gained more than the
+        rejected one, the standard deviation of that share by chance, and how many nats more it
+        gained.
+        """
+        if not notes:
+            return {}
+        margins = np.array([margin for _, margin in notes])
+        return {
+            "preferred": float((margins > 0).mean()), "by_chance": 0.5 / math.sqrt(len(margins)),
+            "margin": float(margins.mean()),
+        }  # fmt: skip
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
         """The loss of each held-out example, in order."""
@@ -249,27 +260,30 @@ class Judged(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: how many nats likelier liked and disliked answers became, in
-        what share of pairs of both the liked one gained more, and the standard deviation of that
-        share by chance.
-        """
+        """See `Objective`."""
         total, count = 0.0, 0
-        ratios: dict[bool, list[float]] = {True: [], False: []}
+        self.notes = []
         for group in self._groups(rank, ranks):
             found, ratio, _ = self._judge(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
             for example, value in zip(group, ratio.tolist(), strict=True):
-                ratios[example.liked].append(value)
-        named = {"liked": ratios[True], "disliked": ratios[False]}
-        self.details = {name: float(np.mean(values)) for name, values in named.items() if values}
-        up, down = (np.array(values) for values in named.values())
+                self.notes.append((float(example.liked), value))
+        return {"": (total, count)}
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`. How many nats likelier liked and disliked answers became, in what share of
+        pairs of both the liked one gained more, and the standard deviation of that share by chance.
+        """
+        up, down = (np.array([v for liked, v in notes if liked == one]) for one in (1.0, 0.0))
+        found = {"liked": up, "disliked": down}
+        details = {name: float(values.mean()) for name, values in found.items() if len(values)}
         if len(up) and len(down):
             more = up[:, None] - down[None]
-            self.details |= {
+            details |= {
                 "preferred": float(((more > 0) + 0.5 * (more == 0)).mean()),
                 "by_chance": math.sqrt((len(up) + len(down) + 1) / (12 * len(up) * len(down))),
             }
-        return {"": (total, count)}
+        return details
 
     def measure_each(self, model: Any, device: Any) -> list[float]:
         """The loss of each held-out example, in order."""
@@ -315,24 +329,56 @@ def sum_logprobs(
 ) -> Tensor:
     """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights`
     in place of its own, by name.
+
+    Short texts share a window, so that less is padded: positions restart where the next one begins,
+    and attention does not reach over that.
     """
-    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    count, length = tokens.shape
-    mask = np.zeros((count, length - 1), np.bool_)
-    for number, text in enumerate(texts):
-        mask[number, : len(text.tokens) - 1] = text.mask()
-    chosen = torch.from_numpy(np.flatnonzero(mask)).to(device)
-    positions = torch.arange(length, device=device).repeat(count, 1)
+    packs = pack([len(text.tokens) for text in texts])
+    length = max(len(text.tokens) for text in texts)
+    ids = np.zeros((len(packs), length), np.int64)
+    places = np.tile(np.arange(length), (len(packs), 1))
+    owner = np.full((len(packs), length - 1), -1)
+    for window, members in enumerate(packs):
+        begin = 0
+        for number in members:
+            text = texts[number]
+            end = begin + len(text.tokens)
+            ids[window, begin:end] = text.tokens
+            places[window, begin:] = np.arange(length - begin)
+            owner[window, begin : end - 1][text.mask()] = number
+            begin = end
+        places[window, begin:] = np.arange(length - begin)
+    tokens, positions = (torch.from_numpy(one).to(device) for one in (ids, places))
+    learned = np.flatnonzero(owner >= 0)
+    chosen = torch.from_numpy(learned).to(device)
     wanted = tokens[:, 1:].reshape(-1, 1)[chosen]
     given = {"rows": chosen}
     if weights is None:
         found, _ = model(tokens, positions, wanted, **given)
     else:
         call = torch.func.functional_call
-        found, _ = call(model, weights, (tokens, positions, wanted), given)
-    owners = torch.from_numpy(np.nonzero(mask)[0]).to(device)
-    return torch.zeros(count, device=device).index_add(0, owners, found[:, 0].float())
+        # Weights have the names that they have in the model, not in what joins several processes.
+        inner = getattr(model, "module", model)
+        found, _ = call(inner, weights, (tokens, positions, wanted), given)
+    owners = torch.from_numpy(owner.reshape(-1)[learned]).to(device)
+    return torch.zeros(len(texts), device=device).index_add(0, owners, found[:, 0].float())
+
+
+def pack(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of texts that share a window, none of which is longer than the longest text: the
+    longest first, each into the first window that has room (first fit decreasing).
+    """
+    most = max(lengths)
+    packs: list[list[int]] = []
+    rooms: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        place = next((n for n, room in enumerate(rooms) if room >= lengths[number]), len(packs))
+        if place == len(packs):
+            packs.append([])
+            rooms.append(most)
+        packs[place].append(number)
+        rooms[place] -= lengths[number]
+    return packs
 
 
 def _list_texts(examples: Sequence[Example]) -> list[TokenText]:

@@ -32,6 +32,8 @@ SHARE_CORES = {"GOMP_SPINCOUNT": "10000"}
 they only spin, a training beside replicas that answer comes to a standstill: a thread that holds
 the others up waits for a core on which they spin. Where they always sleep, waking them takes longer
 than the work between two waits. """
+PARENT = "THRIFTY_TRAINING_PARENT"
+"""The environment variable with the pid that processes end with, where it is not that of the job."""
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 
@@ -52,28 +54,25 @@ def run_worker(
     processes: int,
     on_progress: OnProgress,
     on_note: Callable[[str], None],
+    ray: str | None = None,
 ) -> dict[str, Any]:
     """Train in separate processes of a module (`child.run_child`), until the job's limits; returns
-    the report, or nothing if the training paused. Raises `TrainingError`.
+    the report, or nothing if the training paused. With `ray`, the address of a cluster's head, on a
+    node of it. Raises `TrainingError`.
     """
     write_atomically(folder / "job.json", json.dumps(job))
     (folder / "report.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", module, str(folder)]
-    if processes > 1:
-        command[1:1] = [
-            "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes",
-            str(processes), "--multi_gpu" if _has_gpus(processes) else "--cpu",
-        ]  # fmt: skip
-    environment = {
-        **KEEP_MEMORY,
-        **SHARE_CORES,
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    command = make_command(module, folder, processes)
+    if ray is not None:
+        job_of = ("-m", "thrifty.train.ray_job", ray, module, str(folder), str(processes))
+        command = [sys.executable, *job_of]
     with (
         (folder / "worker.log").open("ab") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as process,
-    ):
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            env=make_environment(),
+        ) as process,
+    ):  # fmt: skip
         try:
             error = _follow(process, on_progress, on_note)
         except BaseException:
@@ -82,6 +81,28 @@ def run_worker(
     if process.returncode:
         raise TrainingError(error or _explain(process.returncode, folder))
     return read_report(folder) or {}
+
+
+def make_command(module: str, folder: Path, processes: int) -> list[str]:
+    """What runs the processes of a training on this machine."""
+    command = [sys.executable, "-m", module, str(folder)]
+    if processes > 1:
+        command[1:1] = [
+            "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes",
+            str(processes), "--multi_gpu" if _has_gpus(processes) else "--cpu",
+        ]  # fmt: skip
+    return command
+
+
+def make_environment() -> dict[str, str]:
+    """The environment of these processes."""
+    path = os.pathsep.join(filter(None, sys.path))
+    return {**KEEP_MEMORY, **SHARE_CORES, **os.environ, "PYTHONPATH": path}
+
+
+def tell(**what: Any) -> bytes:
+    """A line of their output."""
+    return json.dumps(what).encode() + b"\n"
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
@@ -137,6 +158,7 @@ def require_memory(
     window: int,
     *,
     frozen_copies: int = 0,
+    processes: int = 1,
 ) -> int:
     """How many micro-batches the free memory allows to be computed at once; raises `TrainingError`
     if it is too little for one.
@@ -144,7 +166,7 @@ def require_memory(
     Counted are the weights, the gradients and the optimizer's two moments in float32, and the
     activations that layers keep for the backward pass: about 70 bytes for each token and channel,
     and 10 bytes for each head and pair of tokens. With LoRA, frozen weights are kept in 16 bits,
-    too. `frozen_copies` of the model stay as they were.
+    too. `frozen_copies` of the model stay as they were. Each of `processes` has all of it.
     """
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
     if training.checkpointing:
@@ -154,7 +176,7 @@ def require_memory(
     kept *= training.micro_batch
     weights = parameters * (6.5 if training.lora_rank else 20 if training.averages else 16)
     weights += 4 * frozen_copies * parameters
-    needed = round(weights + kept)
+    needed = processes * round(weights + kept)
     free = available_memory_bytes()
     if needed > free:
         raise TrainingError(

@@ -110,6 +110,10 @@ class TrainingRequest:
     sft_weight: float = 0.0
     """In DPO, how much of the loss of SFT on the chosen answers is added."""
     checkpointing: bool = False
+    processes: int = 1
+    """How many processes train together: one for each GPU."""
+    ray: str | None = None
+    """The address of a Ray cluster's head: the training runs on a node of it."""
     seed: int = 0
     patience: int = 4
     resume: bool = False
@@ -284,11 +288,16 @@ def _run(
         "model": str(work.source), "pid": os.getpid(), "settings": asdict(settings),
         "window": window, "limits": limits, **more,
     }  # fmt: skip
-    return run_worker(WORKER, job, folder, 1, work.on_progress, work.on_note)
+    processes = work.request.processes
+    return run_worker(
+        WORKER, job, folder, processes, work.on_progress, work.on_note, work.request.ray
+    )
 
 
 def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> int:
     """How many micro-batches may be computed at once."""
+    if work.request.ray is not None:
+        return 1  # another machine's memory
     source, method = work.source, work.request.method
     encoder = method is Method.CONTRASTIVE
     shape = load_encoder(source).shape if encoder else load_decoder(source).shape
@@ -297,6 +306,7 @@ def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> in
         shape, work.plain[1].description.parameters, replace(settings, micro_batch=texts),
         prepared.longest,
         frozen_copies=method in (Method.DPO, Method.KTO) and not settings.lora_rank,
+        processes=work.request.processes,
     )  # fmt: skip
 
 
@@ -345,7 +355,9 @@ def choose_settings(
     micro = (
         min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
     )
-    batch = math.ceil(wanted / micro) * micro
+    # Every process computes whole micro-batches.
+    whole = micro * request.processes
+    batch = math.ceil(wanted / whole) * whole
     steps = None
     if request.minutes is None:
         steps = max(1, math.ceil((request.epochs or EPOCHS) * prepared.examples / batch))
@@ -385,6 +397,11 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
 def _check(request: TrainingRequest) -> None:
     if request.epochs is not None and request.minutes is not None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.ray is not None and request.minutes is not None:
+        raise TrainingError(
+            "minutes are counted by a clock of this machine; set --epochs for a training on a Ray "
+            "cluster"
+        )
     if request.augment.auto and request.minutes is not None:
         raise TrainingError(
             "augment: auto compares trainings of as many steps; set --epochs, not --minutes, or name "
@@ -392,7 +409,7 @@ def _check(request: TrainingRequest) -> None:
         )
     if request.epochs is not None and not 0 < request.epochs < float("inf"):
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
-    for name in ("batch", "micro_batch"):
+    for name in ("batch", "micro_batch", "processes"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -414,4 +431,5 @@ def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, A
         "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
         **{name: getattr(request, name) for name in asked},
         **({} if request.augment == AS_IT_IS else {"augment": request.augment.as_dict()}),
+        **({} if request.processes == 1 else {"processes": request.processes}),
     }  # fmt: skip

@@ -39,10 +39,15 @@ class Objective(Protocol):
     """Tokens that one evaluation takes."""
     domains: list[str]
     """What `measure` tells apart."""
-    details: dict[str, float]
-    """Other figures of the last `measure`, by name; none for most objectives."""
+    notes: list[tuple[float, float]]
+    """What the last `measure` found of each held-out example of this rank's share, as `describe`
+    takes it; none for most objectives."""
     concurrent: bool
     """Whether several threads may call `loss` at once, after `prepare`."""
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """Other figures of what was measured, by name, of the notes of all ranks."""
+        ...
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
         """Find what `loss` needs to know of some examples and does not depend on the weights that

@@ -37,6 +37,9 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         held_out = [example for row in read_examples(folder / HELD_OUT) for example in row]
         student = model if encoder else Student(model)
         if encoder:
+            # Embeddings are pooled without it, so that it has no gradient.
+            if getattr(model, "pooler", None) is not None:
+                model.pooler.requires_grad_(False)
             pooling = load_encoder(source).shape.pooling
             made.append(Contrastive(learned, held_out, settings, pooling))
         elif settings.method == Method.SFT:

@@ -60,11 +60,18 @@ def test_a_version_is_trained_and_serves_what_it_learned(tmp_path: Path) -> None
         for n, question in enumerate(asked)
     ]
     data = str(write(tmp_path / "questions.jsonl", questions))
-    better = run_gate(store, home, GateRequest(version.label, "base", [data], speed=False))
+    judged = GateRequest(
+        version.label, "base", [data], speed=False, judge="tests.improve.gate.judges:prefer_aye"
+    )
+    better = run_gate(store, home, judged)
     assert better.passed, better.message
     right = next(one for one in better.slices if one.label == "right: all")
     assert right.candidate > 0.9
     assert right.against == 0
+    preferred = next(one for one in better.slices if one.label == "preferred: all")
+    assert (preferred.outcome, preferred.candidate) == ("not worse", 1)
+    assert preferred.difference > 0.9
+    assert json.loads(better.record.read_text())["judge"] == judged.judge
     # What it was trained on is found, and no part of the verdict.
     assert right.count == len(asked) - 64
     assert any("left out" in note for note in better.notes)

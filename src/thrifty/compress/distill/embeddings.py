@@ -44,7 +44,7 @@ class Embeddings:
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
         self.held_out_tokens = held_out * self.example_tokens
         self.domains = [""]
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
         if not same_width:
             self.unit = "squared difference of similarities"
@@ -56,6 +56,10 @@ class Embeddings:
         if self._same_width:
             loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
         return loss, count
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`."""
+        return {}
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
         """See `Objective`."""

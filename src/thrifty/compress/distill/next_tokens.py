@@ -47,7 +47,7 @@ class NextTokens:
         self.example_tokens = examples.window
         self.held_out_tokens = len(self._held_out) * examples.window
         self.domains = list(dict.fromkeys(map(examples.domain, self._held_out)))
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         # A teacher that is asked meanwhile, and a model that writes, do one thing at a time.
         self.concurrent = not (examples.live or training.on_policy)
         self._divergence = DIVERGENCES[training.divergence]
@@ -60,6 +60,10 @@ class NextTokens:
             same = list(group)
             total = total + self._loss(model, same, device) * (len(same) / len(examples))
         return total, sum(len(example.tokens) for example in examples)
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """See `Objective`."""
+        return {}
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
         """See `Objective`."""

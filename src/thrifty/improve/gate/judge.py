@@ -19,7 +19,7 @@ import numpy as np
 
 from thrifty.evaluate.divergence import Divergence
 from thrifty.evaluate.statistics import paired_difference
-from thrifty.improve.gate.items import METRICS, Item
+from thrifty.improve.gate.items import Item
 from thrifty.statistics.paired import (
     adjust_holm,
     count_needed,
@@ -46,7 +46,7 @@ class Slice:
     """One metric on some items, or one domain of text."""
 
     metric: str
-    """A key of `items.METRICS`, or `TEXT`."""
+    """A key of `items.METRICS`, `items.PREFERRED`, or `TEXT`."""
     name: str
     """`all`, a tag such as `topic=billing`, or the name of a domain."""
     count: int
@@ -93,7 +93,7 @@ def compare_items(
         for tag, value in item.tags.items():
             members.setdefault(f"{tag}={value}", []).append(number)
     slices = []
-    for metric in METRICS:
+    for metric in candidate[0]:
         new, old = candidate[0][metric], against[0][metric]
         whole = sum(one is not None for one in new)
         for name, numbers in members.items():
@@ -103,7 +103,7 @@ def compare_items(
             if not own or (not is_all and (len(own) < LEAST_SLICE or len(own) == whole)):
                 continue
             made = _compare(metric, name, own, new, old, margin, primary=is_all)
-            if base is not None:
+            if base is not None and metric in base:
                 made = replace(made, base=_share(base[metric], own))
             lost = [number for number in own if old[number] and not new[number]]
             shown = [

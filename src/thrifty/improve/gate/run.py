@@ -18,6 +18,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.verdicts import GATE
 from thrifty.data.built import TEST, open_set
+from thrifty.db import Database
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import DataError, EvaluationError
 from thrifty.evaluate.answers import (
@@ -26,6 +27,7 @@ from thrifty.evaluate.answers import (
     ask_model,
     is_chat_model,
 )
+from thrifty.evaluate.judges import open_judge
 from thrifty.evaluate.questions import TWENTY, digest_questions
 from thrifty.evaluate.suite import (
     DOMAINS,
@@ -39,12 +41,14 @@ from thrifty.evaluate.suite import (
 )
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home
-from thrifty.improve.gate.items import SET, Item, grade, read_items
+from thrifty.improve.gate.items import PREFERRED, SET, Item, grade, read_items
 from thrifty.improve.gate.judge import ALPHA, Slice, compare_items, compare_text, decide
 from thrifty.improve.gate.leaks import check_domain, find_leaked, find_learned
+from thrifty.improve.gate.preferred import name_judge, prefer_answers
 from thrifty.improve.gate.record import write_record
 from thrifty.improve.gate.trusted import LEAST, judge_trusted
 from thrifty.own_replica import make_server
+from thrifty.spec.judges import RemoteJudge
 from thrifty.speed_benchmark import measure_speed
 from thrifty.types import Family, OnProgress, ignore_progress
 from thrifty.version import __version__
@@ -81,6 +85,8 @@ class GateRequest:
     """Whether speed and memory are measured."""
     trusted: str | None = None
     """A built set of answers that trusted users judged (`kto`), which was never learned."""
+    judge: str | RemoteJudge | None = None
+    """Who compares the answers: `module:function`, `deployment:NAME`, or a model elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,10 @@ def run_gate(
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = lambda text: None,
     machine: Machine | None = None,
+    database: Database | None = None,
 ) -> GateResult:
-    """Judge a candidate and record the verdict with it. Blocks. Raises `EvaluationError` and its
-    like where something cannot be measured.
+    """Judge a candidate and record the verdict with it. Blocks. A judge that is a deployment is
+    found in `database`. Raises `EvaluationError` and its like where something cannot be measured.
     """
     if not 0 < request.margin < 0.5:
         raise EvaluationError(f"--margin must be above 0 and below 0.5, not {request.margin:g}")
@@ -140,7 +147,7 @@ def run_gate(
         check_domain(domain.path, learned.files)
     for note in notes:
         on_note(note)
-    slices = _judge_answers(store, home, machine, models, items, request, on_progress)
+    slices = _judge_answers(store, home, machine, models, items, request, on_progress, database)
     slices += _judge_text(store, home, models, domains, request, on_progress)
     slices += _judge_trusted(store, home, models, request, on_progress, on_note)
     if not slices:
@@ -163,7 +170,8 @@ def run_gate(
             for role, one in (("candidate", models.candidate), ("against", models.against),
                               ("base", models.base))
         },
-        "sets": sets, "trusted": request.trusted, "questions_sha256": digest_questions([one.question for one in items]),
+        "sets": sets, "trusted": request.trusted,
+        "judge": None if request.judge is None else name_judge(request.judge), "questions_sha256": digest_questions([one.question for one in items]),
         "left_out": len(leaked), "margin": request.margin, "alpha": ALPHA,
         "tokens": request.tokens, "arithmetic": describe_arithmetic(), "notes": notes,
         "slices": [asdict(one) for one in slices], "speed": speed,
@@ -305,7 +313,12 @@ def _judge_answers(
     items: Sequence[Item],
     request: GateRequest,
     on_progress: OnProgress,
+    database: Database | None,
 ) -> list[Slice]:
+    if not items and request.judge is not None:
+        raise EvaluationError(
+            "a judge compares answers, and nothing is asked; name questions (--data)"
+        )
     if not items:
         return []
     asked = AnswersRequest(
@@ -317,10 +330,17 @@ def _judge_answers(
 
     against, candidate = ask(models.against), ask(models.candidate)
     base = None if models.base is None else grade(items, ask(models.base))
-    return compare_items(
-        items, (grade(items, candidate), candidate), (grade(items, against), against), base,
-        request.margin,
-    )  # fmt: skip
+    new, old = grade(items, candidate), grade(items, against)
+    judge = request.judge
+    if judge is not None:
+        questions = [item.question.text for item in items]
+        outcomes = prefer_answers(
+            lambda: open_judge(judge, database), judge, questions, candidate, against,
+            home.evaluations, on_progress,
+        )  # fmt: skip
+        new[PREFERRED] = [one >= 0 for one in outcomes]
+        old[PREFERRED] = [one <= 0 for one in outcomes]
+    return compare_items(items, (new, candidate), (old, against), base, request.margin)
 
 
 def _judge_text(
