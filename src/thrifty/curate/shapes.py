@@ -1,7 +1,7 @@
 """Records of many shapes as rows of a set's kind, with the checks of their form.
 
-    messages   {"messages": [{"role", "content"}]}, with "tools" and "chat_template_kwargs" if need
-    be sharegpt   {"conversations": [{"from", "value"}]}
+    messages   {"messages": [{"role", "content"}]}, "tools"?, "chat_template_kwargs"?
+    sharegpt   {"conversations": [{"from", "value"}]}
     alpaca     {"instruction", "input"?, "output"}
     prompt     {"prompt" | "question", "completion" | "answer" | "response"}
     pair       {"prompt" | "messages", "chosen", "rejected"}
@@ -9,7 +9,8 @@
     texts      {"query" | "anchor", "positive", "negatives"? | "negative"?}, {"texts": [A, B]}
     text       {"text" | "content" | "passage"}
 
-A record that makes no row says why, by a key of `REASONS`."""
+A record that makes no row says why, by a key of `REASONS`.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ class Contrastive:
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
         """See `Objective`. The share of queries whose own text is the nearest of those that they
-        are compared with."""
+        are compared with.
+        """
         return {"first": float(np.mean([first for _, first in notes]))} if notes else {}
 
     def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:

@@ -3,7 +3,8 @@
 The folder of the training and the model store are on a file system that the node sees under the
 same paths. Ray chooses the node by what the training asks for: a GPU for each of its processes
 where the cluster has any, else cores. It ends with the process that asked for it, and its
-checkpoints stay."""
+checkpoints stay.
+"""
 
 from __future__ import annotations
 

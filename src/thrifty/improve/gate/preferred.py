@@ -1,7 +1,8 @@
 """Judged answers: which of two answers to a question a judge prefers, blind and in both orders.
 
 A version wins, loses or ties on each question; two equal answers tie without being shown. What a
-model has said is kept until the gate has ended, so that one that was killed asks for the rest."""
+model has said is kept until the gate has ended, so that one that was killed asks for the rest.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def prefer_answers(
     on_progress: OnProgress,
 ) -> list[int]:
     """For each question 1 where the candidate's answer is better, -1 where it is worse, else 0.
-    Blocks. Raises `EvaluationError` where the judge is away."""
+    Blocks. Raises `EvaluationError` where the judge is away.
+    """
     name = name_judge(judge)
     asked = json.dumps([name, *questions, *candidate, *against])
     path = folder / f"preferred-{hashlib.sha256(asked.encode()).hexdigest()[:24]}.jsonl"
