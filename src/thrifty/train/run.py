@@ -37,7 +37,7 @@ from thrifty.train.rows import (
     Method,
     digest_rows,
 )
-from thrifty.train.settings import RowSettings, balance_weights
+from thrifty.train.settings import IMPROVED_NOTHING, RowSettings, balance_weights
 from thrifty.train.trials import choose_augmentation
 from thrifty.types import Family, OnProgress, ignore_progress
 
@@ -261,8 +261,9 @@ def _refuse_opposite(details: dict[str, Any]) -> None:
     preferred = details["preferred"]["after"]
     if preferred < 0.5 - OPPOSITE_DEVIATIONS * details["by_chance"]["after"]:
         raise TrainingError(
-            f"in only {preferred:.0%} of the held-out pairs did the liked answer gain more than the "
-            "disliked one: the rows contradict one another, or likes and dislikes are mixed up"
+            f"{IMPROVED_NOTHING}: in only {preferred:.0%} of the held-out pairs did the liked answer "
+            "gain more than the disliked one; the rows contradict one another, or likes and dislikes "
+            "are mixed up"
         )
 
 
