@@ -1,6 +1,6 @@
 """Records of many shapes as rows of a set's kind, with the checks of their form.
 
-    messages   {"messages": [{"role", "content"}]}, with "tools" and "chat_template_kwargs" if need be
+    messages   {"messages": [{"role", "content"}]}, perhaps with "tools", "chat_template_kwargs"
     sharegpt   {"conversations": [{"from", "value"}]}
     alpaca     {"instruction", "input"?, "output"}
     prompt     {"prompt" | "question", "completion" | "answer" | "response"}

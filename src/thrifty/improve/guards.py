@@ -208,8 +208,8 @@ def _pool_contradictions(
 
 
 def _pool(judged: Sequence[Judged], keys: Mapping[int, bytes | None]) -> list[Judged]:
-    """The same answers to the same prompt as one response, with the judgements of all. `keys` are by
-    response; one without a key stays by itself.
+    """The same answers to the same prompt as one response, with the judgements of all. `keys` are
+    by response; one without a key stays by itself.
     """
     pooled: dict[object, Judged] = {}
     for one in judged:

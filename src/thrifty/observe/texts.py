@@ -45,8 +45,8 @@ class Texts(NamedTuple):
     prompt: str
     answer: str
     facts: str | None = None
-    """JSON, None where there is nothing to say: `finish` (why each choice ended), and of the request,
-    as JSON in a text, `format` (`response_format`), `tools` (those that the model was told of) and
+    """JSON, None where there is nothing to say: `finish` (why each choice ended), and of
+    the request, as JSON in a text, `format` (`response_format`), `tools` (those that the model was told of) and
     `template` (`chat_template_kwargs`). `left_out` names those that were too long."""
 
 
@@ -278,7 +278,7 @@ def _write_facts(
 
 
 def _find_tools(request: Mapping[str, Any]) -> list[Any] | None:
-    """The tools that the model was told of: a choice of `none` hides all, a named one the others."""
+    """The tools that the model was told of: a choice of `none` hides all, a named one others."""
     tools, choice = request.get("tools"), request.get("tool_choice")
     if not isinstance(tools, list) or choice == "none":
         return None

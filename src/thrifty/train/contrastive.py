@@ -52,8 +52,8 @@ class Contrastive:
         self.concurrent = True
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        """See `Objective`. The share of queries whose own text is the nearest of those that they are
-        compared with.
+        """See `Objective`. The share of queries whose own text is the nearest of those that they
+        are compared with.
         """
         return {"first": float(np.mean([first for _, first in notes]))} if notes else {}
 

@@ -33,7 +33,7 @@ they only spin, a training beside replicas that answer comes to a standstill: a 
 the others up waits for a core on which they spin. Where they always sleep, waking them takes longer
 than the work between two waits. """
 PARENT = "THRIFTY_TRAINING_PARENT"
-"""The environment variable with the pid that processes end with, where it is not that of the job."""
+"""The environment variable with the pid that processes end with, if it is not that of the job."""
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 

@@ -1,8 +1,9 @@
 """Runs the process of a training on a node of a Ray cluster, and passes its lines on.
 
-The folder of the training and the model store are on a file system that the node sees under the same
-paths. Ray chooses the node by what the training asks for: a GPU for each of its processes where the
-cluster has any, else cores. It ends with the process that asked for it, and its checkpoints stay.
+The folder of the training and the model store are on a file system that the node sees under the
+same paths. Ray chooses the node by what the training asks for: a GPU for each of its processes
+where the cluster has any, else cores. It ends with the process that asked for it, and its
+checkpoints stay.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ OWN_TAGS = ("domain", "language", "topic")
 MOST_TAGS = 8
 RIGHT, INTACT, VALID, WILLING = "right", "intact", "valid", "willing"
 PREFERRED = "preferred"
-"""The metric of a judge: answers that are not worse than the other version's to the same question."""
+"""The metric of a judge: answers not worse than the other version's to the same question."""
 METRICS = {
     RIGHT: "right answers",
     INTACT: "answers that are not empty, a loop, or the same to many questions",

@@ -1,7 +1,7 @@
 """Judged answers: which of two answers to a question a judge prefers, blind and in both orders.
 
-A version wins, loses or ties on each question; two equal answers tie without being shown. What a model
-has said is kept until the gate has ended, so that one that was killed asks for the rest.
+A version wins, loses or ties on each question; two equal answers tie without being shown. What a
+model has said is kept until the gate has ended, so that one that was killed asks for the rest.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def prefer_answers(
     folder: Path,
     on_progress: OnProgress,
 ) -> list[int]:
-    """For each question 1 where the candidate's answer is better, -1 where it is worse, else 0. Blocks.
-    Raises `EvaluationError` where the judge is away.
+    """For each question 1 where the candidate's answer is better, -1 where it is worse, else 0.
+    Blocks. Raises `EvaluationError` where the judge is away.
     """
     name = name_judge(judge)
     asked = json.dumps([name, *questions, *candidate, *against])

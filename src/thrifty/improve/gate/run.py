@@ -129,8 +129,8 @@ def run_gate(
     machine: Machine | None = None,
     database: Database | None = None,
 ) -> GateResult:
-    """Judge a candidate and record the verdict with it. Blocks. A judge that is a deployment is found
-    in `database`. Raises `EvaluationError` and its like where something cannot be measured.
+    """Judge a candidate and record the verdict with it. Blocks. A judge that is a deployment is
+    found in `database`. Raises `EvaluationError` and its like where something cannot be measured.
     """
     if not 0 < request.margin < 0.5:
         raise EvaluationError(f"--margin must be above 0 and below 0.5, not {request.margin:g}")
