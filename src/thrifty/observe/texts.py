@@ -46,8 +46,8 @@ class Texts(NamedTuple):
     answer: str
     facts: str | None = None
     """JSON, None where there is nothing to say: `finish` (why each choice ended), and of
-    the request, as JSON in a text, `format` (`response_format`), `tools` (those that the model was told of) and
-    `template` (`chat_template_kwargs`). `left_out` names those that were too long."""
+    the request, as JSON in a text, `format` (`response_format`), `tools` (those that the model was
+    told of) and `template` (`chat_template_kwargs`). `left_out` names those that were too long."""
 
 
 def make_texts(

@@ -272,7 +272,7 @@ class Judged(_Preferences):
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
         """See `Objective`. How many nats likelier liked and disliked answers became, in what share
-        of pairs of both the liked one gained more, and the standard deviation of that share by chance.
+        of pairs of both the liked one gained more, and that share's standard deviation by chance.
         """
         up, down = (np.array([v for liked, v in notes if liked == one]) for one in (1.0, 0.0))
         found = {"liked": up, "disliked": down}
