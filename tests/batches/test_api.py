@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from thrifty.batches.client import CHUNK_BYTES, BatchClient
 from thrifty.batches.settings import BatchSettings
 from thrifty.db.keys import create_key
 from thrifty.http.server import ServerLimits
+from thrifty.observe.clock_watch import ClockWatch
 
 SETTINGS = BatchSettings(max_file_bytes=2_000_000)
 
@@ -136,6 +138,24 @@ async def test_a_custom_expiry(tmp_path: Path) -> None:
         fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         made = (await Talk(gateway).upload(b"{}", **fields)).json()
         assert made["expires_at"] - made["created_at"] == pytest.approx(3600, abs=1)
+
+
+async def test_a_clock_that_jumps_ahead_deletes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
+        talk = Talk(gateway)
+        made = (await talk.upload(b"{}")).json()
+        assert gateway.parts.batches is not None
+        runner, real = gateway.parts.batches.runner, time.time
+        runner._clock = ClockWatch(lambda: time.time())
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: real() + 365 * 86400)
+            await asyncio.to_thread(runner._remove_expired)
+            assert (await talk.ask("GET", f"/v1/files/{made['id']}")).status == 200
+            runner._clock = ClockWatch()  # as one that never saw another time
+            await asyncio.to_thread(runner._remove_expired)
+            assert (await talk.ask("GET", f"/v1/files/{made['id']}")).status == 404
 
 
 async def test_pages_of_files_and_of_batches(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ def make_row(name: str, megabytes: float, divergence: float, rate: float, **chan
         "name": name, "id": name, "form": "int8", "parameters": 1000, "size_bytes": int(megabytes * 1e6),
         "bits_per_weight": 8.3,
         "domains": {"wiki": make_domain(divergence, 1.01)},
-        "embeddings": None,
         "tasks": {
             "piqa": {"score": 0.7, "difference": -0.01, "difference_low": -0.03,
                      "difference_high": 0.01},

@@ -187,6 +187,8 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         ({"distill": {"tokens": 1000, "teacher": "nobody"}, "prune": 0.8},
          r"^distill \(tiny@v1\): no model is named 'nobody'"),
         ({"prune": 0.8, "held_out": "learned"}, "contains 100.0% of"),
+        ({"prune": {**PRUNE, "parameters": 0.8, "steps": 2}, "distill": 1000},
+         r"^prune 1 of 2 \(tiny@v1\): this step already leaves 7\d\.\d% .*set fewer steps"),
     ],
 )  # fmt: skip
 def test_faults_name_the_stage(
@@ -211,6 +213,7 @@ def test_what_is_prepared_already_is_no_beginning(
     ("keys", "problems"),
     [
         ({"quantize": "none", "out": "x"}, ["compress: the pipeline has no stage"]),
+        ({"prune": {"parameters": 0.5, "steps": 2}}, ["compress.prune.steps: needs distillation"]),
         ({"prune": 0.5, "text": "nowhere.txt"}, ["compress.text: 'nowhere.txt' is neither a file"]),
         ({"prune": 0.5, "text": "piqa", "held_out": "boolq"},
          ["compress.text: 'piqa' holds questions", "compress.held_out: 'boolq' holds questions"]),

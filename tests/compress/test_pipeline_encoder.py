@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ import pytest
 from tests.compress.test_prune_encoder import put_encoder
 from tests.evaluate.test_embeddings import write_texts
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.compare.columns import describe_conditions, make_cells, make_columns
+from thrifty.compare.columns import (
+    AGREEMENT,
+    describe_conditions,
+    make_cells,
+    make_columns,
+    make_domain_table,
+)
+from thrifty.compare.plot import plot_comparison
 from thrifty.compare.report import make_report
 from thrifty.compare.table import Comparison, ComparisonRequest, compare
 from thrifty.compress.pipeline import PipelineResult, run_pipeline
@@ -40,11 +49,17 @@ def source(store: Store) -> tuple[NamedVersion, Artifact]:
 
 
 @pytest.fixture(scope="module")
-def texts(home: Home) -> dict[str, str]:
-    """Keys of the spec that name small texts."""
+def texts(home: Home) -> dict[str, Any]:
+    """Keys of the spec that name small texts, and pairs of texts."""
+    judged = write_texts(home.root / "judged.jsonl", 60, seed=9)
+    lines = [json.loads(line)["text"] for line in judged.read_text().splitlines()]
+    near = home.root / "near.jsonl"
+    near.write_text(
+        "".join(json.dumps({"texts": [a, b]}) + "\n" for a, b in itertools.pairwise(lines))
+    )
     return {
         "text": str(write_texts(home.root / "learned.jsonl", 700, seed=5)),
-        "held_out": str(write_texts(home.root / "judged.jsonl", 60, seed=9)),
+        "held_out": [str(judged), str(near)],
     }
 
 
@@ -66,12 +81,16 @@ def test_an_encoder_is_pruned_and_quantized_and_each_stage_is_measured(
     assert compressed.result[1].description.family is Family.ENCODER
     agreements = []
     for stage in compressed.stages:
-        (found,) = stage.measured
-        assert found.kind == "embeddings"
-        assert found.conditions["reference"] == source[1].id
-        assert found.values["beside"] == "encoder@v1"
-        assert found.values["texts"] == 60
-        agreements.append(found.values["rank_correlation"]["spearman"])
+        passages, near = stage.measured
+        for found in (passages, near):
+            assert found.kind == "embeddings"
+            assert found.conditions["reference"] == source[1].id
+            assert found.values["beside"] == "encoder@v1"
+            assert found.values["texts"] == 60
+        assert [one.values["domain"] for one in (passages, near)] == ["judged", "near"]
+        agreements.append(passages.values["rank_correlation"]["spearman"])
+    assert compressed.verdict is not None
+    assert set(compressed.verdict.drops) == {"judged", "near"}
     assert all(0.2 < one < 0.99999 for one in agreements)
 
 
@@ -100,19 +119,28 @@ def compared(compressed: PipelineResult, store: Store, home: Home) -> Comparison
     return compare(ComparisonRequest(names, measure=False), store=store, home=home, machine=machine)
 
 
-def test_encoders_stand_beside_each_other(compared: Comparison) -> None:
+def test_encoders_stand_beside_each_other(compared: Comparison, tmp_path: Path) -> None:
     assert (compared.reference, compared.family) == ("encoder@v1", Family.ENCODER)
     columns = make_columns(compared)
     cells = dict(zip(columns, make_cells(compared, compared.rows[0]), strict=True))
     assert {"cosine", "rank correlation", "same nearest", "texts/s, 32 per request"} <= set(columns)
-    assert all(cells.values())
+    worst = cells["worst domain"]
+    assert all(text for name, text in cells.items() if name != "same nearest" or worst == "judged")
     assert "±" in cells["rank correlation"]
     found = compared.as_dict()["models"][0]
+    assert found["worst"] == worst
+    lowest = min(found["domains"].values(), key=lambda one: one["rank_correlation"]["spearman"])
+    assert found["rank_correlation"] == lowest["rank_correlation"]
+    headers, rows = make_domain_table(compared)
+    assert headers == ("model", "domain", *AGREEMENT)
+    assert [cells[1].partition(" ")[0] for cells in rows] == ["judged", "near"] * 2
     assert found["rank_correlation"]["spearman"] > 0.2
     assert found["kl_divergence"] is None
     assert any("texts per second" in line for line in describe_conditions(compared))
     report = make_report(compared)
-    assert "1 - rank correlation of similarities" in report
+    assert "1 - rank correlation of similarities on the worst domain" in report
+    assert f"Worst domain: {worst}, rank correlation 0." in report
+    plot_comparison(compared, tmp_path / "plot.png")
 
 
 def test_encoders_answer_no_tasks(compared: Comparison, store: Store, home: Home) -> None:

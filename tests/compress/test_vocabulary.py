@@ -84,6 +84,17 @@ def test_every_text_is_written_and_read_as_before(kind: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+def test_the_fewest_tokens_still_write_every_text(kind: str) -> None:
+    whole = MAKERS[kind]()
+    plan = plan_of(whole)
+    needed = find_indispensable(plan, ())
+    chosen = choose_tokens(TokenParts(plan), np.zeros(700), needed, len(needed))
+    narrow = Tokenizer.from_str(json.dumps(cut_tokenizer(plan, KeptTokens(tuple(chosen)))))
+    for text in ("the quick  brown fox", " a\n", "世界 é 🦙"):
+        assert read(narrow, text) == text
+
+
+@pytest.mark.parametrize("kind", MAKERS)
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS)
 def test_a_text_whose_tokens_all_stay_has_the_same_ones(kind: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def test_tls_files(home: Home, tmp_path: Path, fault: str) -> None:
     loaded = load(tmp_path / "spec", tls={"cert": str(cert), "key": str(key)})
     refuse(home, loaded, SpecError, r"gateway\.tls: .*cannot be used")
     assert not home.root.exists()
+
+
+def test_names_need_the_extra_and_a_model(home: Home, tmp_path: Path) -> None:
+    def load_names(**record: Any) -> LoadedSpec:
+        path = tmp_path / "thrifty.yaml"
+        path.write_text(json.dumps({"model": NO_MODEL, "record": {"names": True, **record}}))
+        return load_spec(path, environment={})
+
+    loaded = load_names(names_model="xx_no_such")
+    if find_spec("presidio_analyzer") is None:
+        refuse(home, loaded, SpecError, r"record\.names: .*pip install 'thrifty\[names\]'")
+    else:
+        refuse(home, loaded, SpecError, r"record\.names: the model 'xx_no_such' is not installed")
+    with pytest.raises(SpecError, match="'names' beside 'redact: false'"):
+        load_names(redact=False)
+    with pytest.raises(SpecError, match="names_model"):
+        load_names(names_model="os.path")
 
 
 def test_a_port_in_use(home: Home, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from thrifty.control.machine_price import MachinePrice, find_machine_price
+from thrifty.control.machine_price import MachinePrice, find_machine_price, find_price_here
 from thrifty.control.prepare import make_service
 from thrifty.control.token_prices import find_token_prices
+from thrifty.db import open_database
+from thrifty.db.desired import SERVICE, DesiredChange, read_desired_change, write_desired
 from thrifty.errors import SpecError
+from thrifty.home import Home
 from thrifty.observe.rollups.roll import Keep
 from thrifty.prices.table import load_prices
 from thrifty.spec import LoadedSpec, load_spec
@@ -87,3 +90,33 @@ def test_what_is_kept_and_budgeted_reaches_the_service(tmp_path: Path) -> None:
     assert service.gateway["record_keep_feedback_s"] is None
     short = load(tmp_path, record={"keep": "3d"})
     assert short.spec.record.keep.requests == 3 * 86400.0
+
+
+def test_the_price_here_is_that_of_an_option_a_spec_the_environment_or_what_was_applied(
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path)
+    assert find_price_here(home, environment={}) == MachinePrice(None, "")
+    assert not home.database.exists(), "a look makes no database"
+    database = open_database(home.database_url, migrate=True)
+    for keys in ({}, {"price_per_hour": 0.4}):
+        service = make_service(load(tmp_path, **keys), {}, {})
+        read = read_desired_change(database)
+        write_desired(
+            database, [DesiredChange(SERVICE, service)], read_change_id=read, kind="apply", who="t", why="t"
+        )  # fmt: skip
+        found = find_price_here(home, environment={})
+        assert found.per_hour == keys.get("price_per_hour"), "a default is no price"
+    assert found.basis == f"price_per_hour of the spec, as applied in {tmp_path}"
+    database.close()
+    variable = {"THRIFTY_PRICE_PER_HOUR": "0.3"}
+    assert find_price_here(home, environment=variable) == MachinePrice(
+        0.3, "THRIFTY_PRICE_PER_HOUR"
+    )
+    load(tmp_path, price_per_hour=0.2)
+    spec = tmp_path / "thrifty.yaml"
+    assert find_price_here(home, spec=spec, environment={}).per_hour == 0.2
+    assert find_price_here(home, stated=0.1, environment=variable).per_hour == 0.1
+    load(tmp_path)
+    with pytest.raises(SpecError, match=r"price_per_hour.* is not set, and neither is 'machine'"):
+        find_price_here(home, spec=spec, environment={})

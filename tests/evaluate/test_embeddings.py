@@ -22,11 +22,13 @@ from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError
 from thrifty.evaluate import EvaluationOptions, evaluate
+from thrifty.evaluate.domains import Domain
 from thrifty.evaluate.embedder import Vectors, encode_text
 from thrifty.evaluate.embeddings import (
     CHUNK,
     PASSAGE_CHARS,
     TextVectors,
+    cluster_pairs,
     compare_pairs,
     compare_vectors,
     cosines,
@@ -160,6 +162,48 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     json.dumps(told)
     assert run() == found
     assert steps == [], "the second time, nothing runs"
+
+
+@pytest.mark.engine
+def test_domains_of_passages_and_of_pairs_stand_beside_each_other(
+    store: Store, tmp_path: Path
+) -> None:
+    text = write_texts(tmp_path / "texts.jsonl", 60)
+    lines = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    entries = [
+        {"texts": [lines[i], lines[(i + 1 + step) % 40]], "score": 1 - step}
+        for i in range(40)
+        for step in (0, 1)
+    ]
+    pairs = tmp_path / "near.jsonl"
+    pairs.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    steps: list[str] = []
+
+    def run(limit: int | None) -> Any:
+        steps.clear()
+        domains = [Domain("passages", text), Domain("near", pairs)]
+        return evaluate(
+            "encoder-int8-openvino", "encoder", EvaluationOptions(domains=domains, max_items=limit),
+            store=store, folder=tmp_path / "e", on_progress=lambda step: steps.append(step.step),
+        )  # fmt: skip
+
+    found = run(None)
+    passages, near = found.agreements["passages"], found.agreements["near"]
+    assert (passages.texts, passages.rank_correlation.pairs) == (60, 60 * 59 // 2)
+    assert (near.texts, near.rank_correlation.pairs) == (40, 80), "each text is embedded once"
+    assert near.same_nearest is None
+    assert near.labelled is not None
+    assert passages.labelled is None
+    told = found.as_dict()
+    lowest = min(found.agreements, key=lambda one: found.agreements[one].rank_correlation.spearman)
+    assert told["worst"] == lowest
+    assert set(told["domains"]) == {"passages", "near"}
+    assert told["domains"]["near"]["rank_correlation"]["stderr"] > 0
+    assert "cosine" not in told
+    assert {"near: evaluate", "passages: reference"} <= set(steps)
+    assert run(None) == found
+    assert steps == []
+    assert run(24).agreements["near"].rank_correlation.pairs == 12
 
 
 @pytest.mark.engine
@@ -333,6 +377,15 @@ def test_pairs_are_compared_with_peoples_scores(tmp_path: Path) -> None:
     assert labelled.candidate == pytest.approx(between.spearman)
     assert labelled.difference < -2 * labelled.difference_stderr < 0
     assert compare_pairs(new, old, [])[1] is None
+
+
+def test_pairs_that_share_texts_are_one_cluster() -> None:
+    pairs = [(0, 1), (0, 2), (3, 4), (5, 2), (6, 7), (8, 9), (10, 11), (12, 13), (12, 14)]
+    found = cluster_pairs(np.array(pairs).reshape(-1))
+    together = [[n for n in range(9) if found[n] == one] for one in dict.fromkeys(found.tolist())]
+    assert together == [[0, 1, 3], [2], [4], [5], [6], [7, 8]]
+    one_query = np.array([(0, text) for text in range(1, 9)]).reshape(-1)
+    assert cluster_pairs(one_query).tolist() == list(range(8)), "too few clusters"
 
 
 @pytest.mark.parametrize(

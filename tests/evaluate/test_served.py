@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Iterator
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 
 from tests.evaluate.bigram import Bigram, divergence, write_text
+from tests.parts import running_echo
+from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate import served
 from thrifty.evaluate.divergence import measure_divergence
 from thrifty.evaluate.run import record_reference
-from thrifty.evaluate.served_scorer import MOST_ALTERNATIVES, ServedScorer
+from thrifty.evaluate.scorer import TokenScores
+from thrifty.evaluate.served_scorer import MOST_ALTERNATIVES, MOST_ECHOED, ServedScorer
 
 REFERENCE, SERVED = Bigram(0, label="reference"), Bigram(1, 0.3)
 
@@ -86,6 +91,30 @@ def test_what_a_server_tells_is_enough_for_most_of_it(url: str, tmp_path: Path) 
     true = np.concatenate([divergence(REFERENCE, SERVED, w.tokens) for w in record.read()]).mean()
     assert 0.5 * true < found.kl_divergence.mean <= whole.kl_divergence.mean * 1.0001 < true
     assert found.truncation_tokens == 0
+
+
+async def test_a_server_of_ours_tells_by_names_what_it_thinks_of_a_prompt() -> None:
+    tokenizer = make_tokenizer()
+    tokens = np.array(tokenizer.encode("Asmara, żółw 世界 🦙"), np.int64)
+    async with running_echo() as url:
+
+        def ask() -> tuple[TokenScores, dict[str, Any]]:
+            scorer = ServedScorer(url, tokenizer, tokenizer.vocabulary_size)
+            ids = np.tile(np.arange(tokenizer.vocabulary_size), (len(tokens) - 1, 1))
+            found = scorer.score(tokens, ids)
+            body = {"model": "echo", "prompt": tokens.tolist(), "max_tokens": 1, "echo": True,
+                    "logprobs": MOST_ECHOED}  # fmt: skip
+            told = requests.post(f"{url}/v1/completions", json=body, timeout=30).json()
+            return found, told["choices"][0]["logprobs"]
+
+        found, told = await asyncio.to_thread(ask)
+    rows = np.arange(len(tokens) - 1)
+    np.testing.assert_allclose(
+        found.logprobs[rows, tokens[1:]], told["token_logprobs"][1 : len(tokens)], rtol=1e-6
+    )
+    known = np.isfinite(found.logprobs).sum(axis=1)
+    assert known.tolist() == [len(one) for one in told["top_logprobs"][1 : len(tokens)]]
+    assert (np.nanargmax(found.logprobs, axis=1) == found.top).all()
 
 
 def test_it_writes_answers(url: str) -> None:

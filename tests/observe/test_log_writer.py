@@ -367,6 +367,35 @@ def test_texts_are_bounded_and_rows_are_kept(
     database.close()
 
 
+def test_texts_that_take_long_cost_texts_and_no_rows(tmp_path: Path) -> None:
+    """More than are made meanwhile: rows are written without texts, and in time."""
+    made, lost = [], []
+    going_on = threading.Event()
+
+    def make() -> tuple[str, str]:
+        made.append(1)
+        going_on.wait()
+        return "p", "a"
+
+    database, counts = open_database(url(tmp_path), migrate=True), Counts()
+    writer = counts.writer(database)
+    writer._on_texts_lost = lost.append
+    writer.start()
+    for index in range(QUEUE_ROWS):
+        writer.put(row(str(index)), make, 1)
+    wait_until(lambda: made)
+    going_on.set()
+    writer.stop()
+    assert counts.dropped == 0
+    assert count_rows(database) == QUEUE_ROWS
+    with database.begin() as connection:
+        kept = len(connection.execute(select(request_texts.c.id)).all())
+    assert kept == len(made)
+    assert kept + sum(lost) == QUEUE_ROWS
+    assert sum(lost) >= QUEUE_ROWS // 4
+    database.close()
+
+
 def test_many_threads_put_and_each_row_is_written_once(tmp_path: Path) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     writer = counts.writer(database)

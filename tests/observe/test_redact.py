@@ -174,7 +174,7 @@ def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
         ]
     }
     answer = b'{"choices": [{"index": 0, "message": {"content": "Hello ann@example.com"}}]}'
-    texts = make_texts(Endpoint.CHAT, request, answer, redact=REDACTOR.redact)
+    texts = make_texts(Endpoint.CHAT, request, answer, prepare=REDACTOR.prepare)
     assert texts is not None
     prompt = msgspec.json.decode(texts.prompt)
     arguments = msgspec.json.decode(prompt[1]["tool_calls"][0]["function"]["arguments"])
@@ -189,7 +189,7 @@ def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
 def test_token_ids_are_not_kept_where_texts_are_redacted() -> None:
     request = {"prompt": [1, 2, 3]}
     plain = make_texts(Endpoint.COMPLETIONS, request, None)
-    redacted = make_texts(Endpoint.COMPLETIONS, request, None, redact=REDACTOR.redact)
+    redacted = make_texts(Endpoint.COMPLETIONS, request, None, prepare=REDACTOR.prepare)
     assert plain is not None
     assert "token_ids" in plain.prompt
     assert redacted is not None

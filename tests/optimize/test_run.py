@@ -227,3 +227,26 @@ def test_a_request_repeats_itself() -> None:
         "thrifty optimize 'a model' --max-drop 0.1 --slo ttft=1s --load 8 --budget 10m "
         "--domain a=b.txt"
     )
+
+
+def test_costs_are_at_the_price_that_a_spec_says(
+    searched: tuple[Optimized, list[str]], home: Home
+) -> None:
+    relative = searched[0]
+    assert relative.relative
+    assert relative.as_dict()["price_per_hour"] == 1.0
+    spec = home.root / "thrifty.yaml"
+    spec.write_text("machine: {watts: 100, per_kwh: 0.25}\n")
+    found, steps = run(home, spec=spec)
+    assert steps == [], "another price needs no measurement"
+    told = found.as_dict()
+    assert (told["price_per_hour"], told["relative"]) == (0.025, False)
+    assert told["price_basis"].startswith("electricity: 100 W at 0.25 a kWh")
+    assert f"--spec {spec}" in told["command"]
+    before, after = relative.outcome.winner, found.outcome.winner
+    assert before is not None
+    assert before.cost is not None
+    assert after is not None
+    assert after.cost is not None
+    assert after.cost.value == pytest.approx(0.025 * before.cost.value)
+    assert "The machine costs 0.025 an hour (electricity" in make_report(found)

@@ -43,6 +43,7 @@ from thrifty.db.keys import Key, Role
 from thrifty.db.leases import make_owner, read_owner, release_lease, take_lease
 from thrifty.errors import BadDataError, DatabaseError
 from thrifty.gateway.state.table import RoutingTable
+from thrifty.observe.clock_watch import ClockWatch
 from thrifty.observe.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class BatchRunner:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="batches")
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="batch-lease")
         """Renews the lease, even while all other threads are busy."""
+        self._clock = ClockWatch()
         self._wake = asyncio.Event()
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._saved: dict[str, BatchCounts] = {}
@@ -344,6 +346,8 @@ class BatchRunner:
             await self.on_thread(self._storage.sweep, self._find_needed)
 
     def _remove_expired(self) -> None:
+        if not self._clock.may_delete():
+            return
         for file_id in take_expired_files(self._database, time.time()):
             self._storage.remove(file_id)
 

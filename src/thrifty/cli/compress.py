@@ -55,6 +55,8 @@ def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
         "stages": [
             {
                 "stage": stage.name,
+                "step": stage.planned.step,
+                "steps": stage.planned.steps,
                 "name": stage.version.label,
                 "bytes": stage.artifact.size_bytes,
                 "recipe": stage.version.lineage.recipe,
@@ -72,7 +74,7 @@ def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
 def _show(compressed: PipelineResult) -> None:
     columns: tuple[str, ...]
     if compressed.source[1].description.family is Family.ENCODER:
-        columns = (*EMBEDDINGS, "tasks", "load", "texts/s, 1 / 32 a request")
+        columns = ("worst domain", *EMBEDDINGS, "tasks", "load", "texts/s, 1 / 32 a request")
     else:
         columns = ("worst domain", *DIVERGENCE, "tasks", "load", "tokens/s, 1 / 8 streams")
     print_table(("stage", "model", "size", *columns), [_row(stage) for stage in compressed.stages])
@@ -85,15 +87,13 @@ def _row(stage: Stage) -> tuple[str, ...]:
 
     speed = next(iter(find("speed")), {})
     speeds = speed.get("texts_per_s") or speed.get("tokens_per_s") or {}
-    quality: tuple[str, ...]
-    if stage.artifact.description.family is Family.ENCODER:
-        quality = format_embeddings(next(iter(find("embeddings")), None))
-    else:
-        worst = find_worst_domain(stage.measured)
-        name = worst.values["domain"] if worst is not None else ""
-        quality = (name, *format_divergence(worst.values if worst is not None else None))
+    worst = find_worst_domain(stage.measured)
+    values = worst.values if worst is not None else None
+    encoder = stage.artifact.description.family is Family.ENCODER
+    form = format_embeddings if encoder else format_divergence
+    quality = (values["domain"] if values is not None else "", *form(values))
     return (
-        stage.name,
+        stage.planned.title,
         stage.version.label,
         format_bytes(stage.artifact.size_bytes),
         *quality,

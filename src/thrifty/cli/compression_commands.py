@@ -34,8 +34,9 @@ def evaluate(
         typer.Option(
             "--domain",
             help="A use to evaluate on: a set, a file (.txt, or .jsonl with 'messages' or 'text'), "
-            "NAME=FILE, or NAME=log:DEPLOYMENT. Default, where nothing else is named: chat, "
-            "encyclopedia, web, code and questions.",
+            "NAME=FILE, or NAME=log:DEPLOYMENT; for encoders a file may have 'texts' in pairs. Default, "
+            "where nothing else is named: chat, encyclopedia, web, code and questions; for encoders wiki "
+            "and pairs.",
         ),
     ] = None,
     text: Annotated[
@@ -230,6 +231,14 @@ def compress(
     prune: Annotated[
         float | None, typer.Option(help="The share of the parameters to keep, such as 0.8.")
     ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="In how many steps to prune, each followed by an equal part of --distill. auto: as "
+            "few as take at most a third at a time. Default: 1.",
+        ),
+    ] = None,
     distill: Annotated[
         str | None,
         typer.Option(
@@ -254,7 +263,7 @@ def compress(
         list[str] | None,
         typer.Option(
             help="A domain to judge by: a set, a file, or NAME=FILE. Default: chat, encyclopedia, "
-            "web, code and questions."
+            "web, code and questions; for encoders wiki and pairs."
         ),
     ] = None,
     tasks: Annotated[
@@ -276,6 +285,7 @@ def compress(
 
     flags = {
         "compress.prune.parameters": prune,
+        "compress.prune.steps": steps,
         "compress.distill.time" if is_time(distill or "") else "compress.distill.tokens": distill,
         "compress.quantize.scheme": quantize,
         "compress.quantize.bits": bits,
@@ -319,7 +329,13 @@ def optimize(
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        typer.Option(help="What this machine costs an hour. Default: 1, and costs are relative."),
+        typer.Option(
+            help="What this machine costs an hour. Default: what the spec says that was applied in "
+            "this home (price_per_hour, machine), else costs are relative."
+        ),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(help="A spec that says what this machine costs an hour.")
     ] = None,
     domains: Annotated[
         list[str] | None,
@@ -356,8 +372,8 @@ def optimize(
 
     run_optimize(
         model, max_drop=max_drop, slo=slo, load=load, budget=budget, out=out,
-        price_per_hour=price_per_hour, domains=domains or (), text=text or (), questions=questions,
-        again=again, report=report, png=png, as_json=as_json,
+        price_per_hour=price_per_hour, spec=spec, domains=domains or (), text=text or (),
+        questions=questions, again=again, report=report, png=png, as_json=as_json,
     )  # fmt: skip
 
 
@@ -375,7 +391,7 @@ def compare(
             "--domain",
             "--text",
             help="A use to compare on, as in `evaluate`. Default: those that most of them were "
-            "measured on, or chat, encyclopedia, web, code and questions.",
+            "measured on, or those of `evaluate`.",
         ),
     ] = None,
     tokens: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,14 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.answers import show_answers
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named, make_log_finder
-from thrifty.compare.columns import DOMAIN, describe_worst, format_domain
+from thrifty.compare.columns import (
+    AGREEMENT,
+    DOMAIN,
+    describe_worst,
+    format_agreement,
+    format_domain,
+    format_interval,
+)
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError, GateError
 from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
@@ -36,8 +42,6 @@ from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
-    HELD_OUT,
-    HELD_OUT_TEXTS,
     find_data,
     find_domains,
     name_default_domains,
@@ -45,7 +49,7 @@ from thrifty.evaluate.suite import (
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
 from thrifty.own_replica import make_server
-from thrifty.types import Family, OnProgress
+from thrifty.types import OnProgress
 
 _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 """So that what lm-evaluation-harness uses draws no progress of its own through ours."""
@@ -94,11 +98,8 @@ def run_evaluate(
     with show_progress() as on_progress:
         if not domains and text is None and not tasks and pairs is None:
             artifact = fetch_model(store, reference, on_progress=on_progress)[1]
-            if artifact.description.family is Family.ENCODER:
-                text, items = HELD_OUT, items or HELD_OUT_TEXTS
-            else:
-                domains = name_default_domains(store, artifact)
-                answers = is_chat_model(store, artifact) if answers is None else answers
+            domains = name_default_domains(store, artifact)
+            answers = is_chat_model(store, artifact) if answers is None else answers
         log = make_log_finder(home)
         found_domains = find_domains(domains, home.data, store, on_progress, log)
         options = EvaluationOptions(
@@ -146,8 +147,14 @@ def _judge(found: Evaluation, given: dict[str, Any] | None, max_drop: float) -> 
     ratios = {name: one.perplexity_ratio for name, one in found.domains.items()}
     if found.divergence is not None:
         ratios[Path(found.text or "text").name] = found.divergence.perplexity_ratio
-    pairs = found.embeddings.rank_correlation if found.embeddings is not None else None
-    correlations = {} if pairs is None else {found.text or "text": pairs.spearman}
+    agreements = dict(found.agreements)
+    if found.embeddings is not None:
+        agreements[found.text or "text"] = found.embeddings
+    correlations = {
+        name: one.rank_correlation.spearman
+        for name, one in agreements.items()
+        if one.rank_correlation is not None
+    }
     return judge(ratios, given, max_drop, correlations)
 
 
@@ -211,15 +218,24 @@ def _show(found: Evaluation) -> None:
 
 
 def _show_domains(found: Evaluation, worst: str) -> None:
-    domains = {name: asdict(one) for name, one in found.domains.items()}
+    domains = found.describe_domains()
+    columns, form = (AGREEMENT, format_agreement) if found.agreements else (DOMAIN, format_domain)
     print_line(f"\n{describe_worst(worst, domains[worst])}\n")
     print_table(
-        ("domain", *DOMAIN),
+        ("domain", *columns),
         [
-            (f"{name} (worst)" if name == worst else name, *format_domain(one))
+            (f"{name} (worst)" if name == worst else name, *form(one))
             for name, one in domains.items()
         ],
     )
+    for name, one in found.agreements.items():
+        if (scores := one.labelled) is not None:
+            interval = format_interval(scores.difference, scores.difference_stderr)
+            print_line(
+                f"\n{name}: rank correlation with the scores of the pairs {scores.candidate:.4f}, "
+                f"the reference's {scores.reference:.4f}, difference {scores.difference:+.4f} "
+                f"({interval})"
+            )
     longer = {name: one.token_ratio - 1 for name, one in found.domains.items()}
     if any(longer.values()):
         shares = ", ".join(f"{name} {more:.1%}" for name, more in longer.items())
@@ -245,7 +261,7 @@ def _show_embeddings(found: EmbeddingAgreement, text: str | None) -> None:
         rows.append(("same nearest neighbour", f"{found.same_nearest:.2%}", ""))
     if (people := found.labelled) is not None:
         rows.append(
-            ("rank correlation with people's scores", f"{people.candidate:.4f}",
+            ("rank correlation with the scores", f"{people.candidate:.4f}",
              f"reference {people.reference:.4f}, difference {people.difference:+.4f} "
              f"+- {people.difference_stderr:.4f}")
         )  # fmt: skip

@@ -25,6 +25,7 @@ def run_optimize(
     budget: str,
     out: str | None,
     price_per_hour: float | None,
+    spec: Path | None,
     domains: Sequence[str],
     text: Sequence[str],
     questions: str | None,
@@ -44,10 +45,12 @@ def run_optimize(
         raise BenchError(f"--budget: {error}") from None
     if price_per_hour is not None and price_per_hour <= 0:
         raise BenchError(f"--price-per-hour is above 0, not {price_per_hour:g}")
+    if price_per_hour is not None and spec is not None:
+        raise BenchError("--price-per-hour and --spec both say what the machine costs; name one")
     home = find_home()
     request = OptimizeRequest(
-        model, max_drop, slo or "", load, budget_s, out, price_per_hour, tuple(domains), tuple(text),
-        questions, again=again,
+        model, max_drop, slo or "", load, budget_s, out, price_per_hour, spec, tuple(domains),
+        tuple(text), questions, again=again,
     )  # fmt: skip
     with show_progress() as on_progress:
         found = optimize(
@@ -86,6 +89,8 @@ def _show(found: Optimized) -> None:
     for note in found.notes:
         print_line(note)
     print_line(describe_outcome(found))
+    if not found.relative:
+        print_line(f"The machine costs {found.price.per_hour:g} an hour: {found.price.basis}")
     if found.registered is not None:
         print_line()
         print_line("# thrifty.yaml")

@@ -15,8 +15,10 @@ from thrifty.units import format_bytes, format_duration
 
 DIVERGENCE = ("KL divergence", "same top token", "perplexity")
 DOMAIN = ("tokens", "KL divergence", "95%", "perplexity", "95%", "same top token")
-"""The columns of one domain."""
+"""The columns of one domain of a decoder."""
 EMBEDDINGS = ("cosine", "rank correlation", "same nearest")
+AGREEMENT = ("texts", "rank correlation", "95%", "cosine", "95%", "same nearest")
+"""The columns of one domain of an encoder."""
 STREAMS = ("1", "8")
 BATCH_SIZES = ("1", "32")
 """Texts in a request for embeddings."""
@@ -28,8 +30,7 @@ def make_columns(comparison: Comparison) -> tuple[str, ...]:
         quality: tuple[str, ...] = EMBEDDINGS
         speeds = [f"texts/s, {n} per request" for n in BATCH_SIZES]
     else:
-        worst = ("worst domain",)[len(comparison.domains) < 2 :]
-        quality = (*worst, *DIVERGENCE)
+        quality = DIVERGENCE
         speeds = [f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS]
     asked = ANSWER_COLUMNS if _has_answers(comparison) else ()
     return (
@@ -37,6 +38,7 @@ def make_columns(comparison: Comparison) -> tuple[str, ...]:
         "weights",
         "size",
         "bits",
+        *("worst domain",)[len(comparison.domains) < 2 :],
         *quality,
         *asked,
         *comparison.tasks,
@@ -53,12 +55,11 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     """One model's cells; empty where a value is unknown."""
     speed = row.speed
     if comparison.family is Family.ENCODER:
-        quality: tuple[str, ...] = format_embeddings(row.embeddings)
+        quality: tuple[str, ...] = format_embeddings(row.quality)
         levels = BATCH_SIZES
         speeds = (speed or {}).get("texts_per_s", {})
     else:
-        worst = (row.worst or "",)[len(comparison.domains) < 2 :]
-        quality = (*worst, *format_divergence(row.quality))
+        quality = format_divergence(row.quality)
         levels = STREAMS
         speeds = (speed or {}).get("tokens_per_s", {})
     return (
@@ -66,6 +67,7 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         row.form,
         format_bytes(row.size_bytes) if row.size_bytes else "",
         f"{row.bits_per_weight:.1f}" if row.bits_per_weight else "",
+        *(row.worst or "",)[len(comparison.domains) < 2 :],
         *quality,
         *(make_answer_cells(row.answers) if _has_answers(comparison) else ()),
         *(_format_task(row, task) for task in comparison.tasks),
@@ -99,14 +101,37 @@ def format_domain(found: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def format_interval(value: float, stderr: float, places: int = 4, least: float = -math.inf) -> str:
-    """The 95% interval of a value that cannot be below `least`."""
-    low = max(least, value - Z_95 * stderr)
-    return f"{low:.{places}f} to {value + Z_95 * stderr:.{places}f}"
+def format_agreement(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one domain, for `AGREEMENT`."""
+    ranks, cosine, nearest = found["rank_correlation"], found["cosine"], found["same_nearest"]
+    return (
+        f"{found['texts']:,}",
+        f"{ranks['spearman']:.5f}" if ranks else "",
+        format_interval(ranks["spearman"], ranks["stderr"], 5, most=1.0) if ranks else "",
+        f"{cosine['mean']:.5f}" if cosine else "different width",
+        format_interval(cosine["mean"], cosine["stderr"], 5, most=1.0) if cosine else "",
+        f"{nearest:.1%}" if nearest is not None else "",
+    )
+
+
+def format_interval(
+    value: float,
+    stderr: float,
+    places: int = 4,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> str:
+    """The 95% interval of a value between `least` and `most`."""
+    low, high = max(least, value - Z_95 * stderr), min(most, value + Z_95 * stderr)
+    return f"{low:.{places}f} to {high:.{places}f}"
 
 
 def describe_worst(name: str, found: Mapping[str, Any]) -> str:
     """The worst domain in one sentence, which stands for the model."""
+    ranks = found.get("rank_correlation")
+    if ranks is not None:
+        interval = format_interval(ranks["spearman"], ranks["stderr"], 5, most=1.0)
+        return f"Worst domain: {name}, rank correlation {ranks['spearman']:.5f} ({interval})"
     kl, ratio = found["kl_divergence"], found["perplexity_ratio"]
     return (
         f"Worst domain: {name}, perplexity {ratio:.3f} x "
@@ -117,13 +142,15 @@ def describe_worst(name: str, found: Mapping[str, Any]) -> str:
 
 def make_domain_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The headers, and a row for each model and domain; no rows if there is only one domain."""
+    encoder = comparison.family is Family.ENCODER
+    form = format_agreement if encoder else format_domain
     rows = [
-        (row.name, f"{name} (worst)" if name == row.worst else name, *format_domain(found))
+        (row.name, f"{name} (worst)" if name == row.worst else name, *form(found))
         for row in comparison.rows
         for name, found in row.domains.items()
         if len(comparison.domains) > 1
     ]
-    return ("model", "domain", *DOMAIN), rows
+    return ("model", "domain", *(AGREEMENT if encoder else DOMAIN)), rows
 
 
 def format_embeddings(found: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -156,16 +183,17 @@ def describe_conditions(comparison: Comparison) -> list[str]:
     domains, speed = comparison.domains, comparison.speed
     encoder = comparison.family is Family.ENCODER
     named = ", ".join(_describe_data(one) for one in domains)
-    if any(row.embeddings for row in comparison.rows):
+    where = f"the worst of the domains {named}" if len(domains) > 1 else named
+    measured = any(row.domains for row in comparison.rows)
+    if measured and encoder:
         sentences.append(
             "Cosine similarity of a text's two embeddings (mean, ± standard error), rank "
             "correlation of the similarities of pairs, and the share of texts with the same "
-            f"nearest neighbour: relative to {comparison.reference} in float32, on {named} "
-            f"(at most {domains[0]['texts']:,} passages); {domains[0]['engine']}, "
+            f"nearest neighbour: relative to {comparison.reference} in float32, on {where} "
+            f"(at most {domains[0]['texts']:,} texts of each); {domains[0]['engine']}, "
             f"{name_processor(domains[0])}."
         )
-    if any(row.domains for row in comparison.rows):
-        where = f"the worst of the domains {named}" if len(domains) > 1 else named
+    elif measured:
         sentences.append(
             "KL divergence (nats per token, ± standard error), same top token and perplexity: "
             f"relative to {comparison.reference} in float32, on {where} (at most "

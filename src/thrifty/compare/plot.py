@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thrifty.compare.scatter import make_scatters
 from thrifty.compare.table import Comparison, Row
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.statistics import Z_95
+from thrifty.types import Family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,20 +79,31 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 def _draw_domains(
     axis: Axes, comparison: Comparison, rows: list[Row], colours: dict[str, str]
 ) -> None:
-    """Each model's perplexity ratio on each domain, with its 95% interval."""
+    """Each model's perplexity ratio, or rank correlation, on each domain, with its 95% interval."""
     names = [domain["name"] for domain in comparison.domains]
     for index, row in enumerate(rows):
         shift = (index - (len(rows) - 1) / 2) * 0.6 / len(rows)
         for at, name in enumerate(names):
             found = row.domains.get(name)
             if found is not None:
+                value, stderr = _find_quality(found)
                 axis.errorbar(
-                    at + shift, found["perplexity_ratio"],
-                    yerr=Z_95 * found["perplexity_ratio_stderr"], capsize=3,
+                    at + shift, value, yerr=Z_95 * stderr, capsize=3,
                     fmt="D" if name == row.worst else "o", color=colours[row.name],
                 )  # fmt: skip
     axis.set_xticks(range(len(names)), names)
     axis.set_title("Quality by domain")
     axis.set_xlabel("domain (a diamond: the model's worst)")
-    axis.set_ylabel("perplexity, times the reference's")
+    encoder = comparison.family is Family.ENCODER
+    axis.set_ylabel(
+        "rank correlation of similarities" if encoder else "perplexity, times the reference's"
+    )
     axis.grid(alpha=0.3)
+
+
+def _find_quality(found: dict[str, Any]) -> tuple[float, float]:
+    """What is drawn of one domain, and its standard error."""
+    if "perplexity_ratio" in found:
+        return found["perplexity_ratio"], found["perplexity_ratio_stderr"]
+    ranks = found["rank_correlation"] or {"spearman": math.nan, "stderr": 0.0}
+    return ranks["spearman"], ranks["stderr"]

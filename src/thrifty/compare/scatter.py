@@ -46,11 +46,11 @@ class Scatter:
 
 def make_scatters(comparison: Comparison) -> list[Scatter]:
     """Quality against size and against speed; a plot without points is left out."""
+    worst = " on the worst domain" if len(comparison.domains) > 1 else ""
     if comparison.family is Family.ENCODER:
-        y_label = "1 - rank correlation of similarities"
+        y_label = f"1 - rank correlation of similarities{worst}"
         speeds, level, speed_label = "texts_per_s", "32", "texts per second, 32 per request"
     else:
-        worst = " on the worst domain" if len(comparison.domains) > 1 else ""
         y_label = f"KL divergence{worst}, nats per token"
         speeds, level, speed_label = "tokens_per_s", "8", "tokens per second, 8 streams"
     by_size = [_point(row, (row.size_bytes or 0) / 1e6) for row in comparison.rows]
@@ -65,14 +65,14 @@ def make_scatters(comparison: Comparison) -> list[Scatter]:
 
 
 def _point(row: Row, x: float) -> Point | None:
-    if row.quality is not None:
-        kl = row.quality["kl_divergence"]
-        distance, error = kl["mean"], kl["stderr"]
-    elif row.embeddings is not None and row.embeddings["rank_correlation"]:
-        ranks = row.embeddings["rank_correlation"]
-        distance, error = 1 - ranks["spearman"], ranks["stderr"]
-    else:
+    if row.quality is None:
         return None
+    kl, ranks = row.quality.get("kl_divergence"), row.quality.get("rank_correlation")
+    if kl is not None:
+        distance, error = kl["mean"], kl["stderr"]
+    else:
+        assert ranks is not None, "a domain without them is never the worst"
+        distance, error = 1 - ranks["spearman"], ranks["stderr"]
     return Point(row.name, x, max(distance, LEAST_DIVERGENCE), error) if x else None
 
 

@@ -21,12 +21,11 @@ from thrifty.compare.lineage import LineageStep, describe_lineage
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
-from thrifty.evaluate.domains import find_worst
+from thrifty.evaluate.domains import find_worst_of
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.run import DOMAIN_TOKENS
+from thrifty.evaluate.run import DOMAIN_TEXTS, DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
     EMBEDDINGS,
-    HELD_OUT_TEXTS,
     QUALITY,
     TASK,
     DataFile,
@@ -63,9 +62,7 @@ class Row:
     bits_per_weight: float | None
     """Over all weights, embedding table and scales included."""
     domains: dict[str, dict[str, Any]]
-    """For decoders: what was measured on each domain, by its name."""
-    embeddings: dict[str, Any] | None
-    """For encoders."""
+    """What was measured on each domain, by its name."""
     tasks: dict[str, dict[str, Any]]
     speed: dict[str, Any] | None
     lineage: list[LineageStep]
@@ -76,7 +73,7 @@ class Row:
     @property
     def worst(self) -> str | None:
         """The name of the worst domain."""
-        return find_worst({name: one["perplexity_ratio"] for name, one in self.domains.items()})
+        return find_worst_of(self.domains)
 
     @property
     def quality(self) -> dict[str, Any] | None:
@@ -93,8 +90,7 @@ class Comparison:
     """The reference's. Models of the other family have no quality here."""
     rows: list[Row]
     domains: list[dict[str, Any]]
-    """The name of each domain, and the conditions of measurements on it; of encoders, those of the
-    text."""
+    """The name of each domain, and the conditions of measurements on it."""
     tasks: list[str]
     speed: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -119,7 +115,7 @@ class ComparisonRequest:
     reference: str | None = None
     """What they are compared with. Default: the source of the first model."""
     domains: Sequence[str] = ()
-    """Domains, or the text of encoders. Default: those that most of them were measured on; else
+    """Domains. Default: those that most of them were measured on; else
     those of `suite.name_default_domains`."""
     tokens: int | None = None
     """How many tokens of each domain."""
@@ -173,7 +169,7 @@ def compare(
     if family is Family.ENCODER and (request.tasks or request.tokens is not None):
         raise EvaluationError(
             f"{root.label} is an encoder: it answers no tasks, and is evaluated on "
-            f"{HELD_OUT_TEXTS:,} passages"
+            f"{DOMAIN_TEXTS:,} texts of each domain"
         )
     suite = _choose_suite(run, root, family, models)
     asking = None
@@ -322,7 +318,6 @@ def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
             f"({format_bytes(artifact.size_bytes)}); it runs, and is shown, with its weights "
             "dequantized to 16 bits"
         )
-    encoder = suite.family is Family.ENCODER
     return Row(
         version.label,
         artifact.id,
@@ -330,8 +325,7 @@ def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
         artifact.description.parameters,
         served.size_bytes if served is not None else None,
         _count_bits(served),
-        {} if encoder else found,
-        next(iter(found.values()), None) if encoder else None,
+        found,
         tasks,
         speed.values if speed else None,
         describe_lineage(run.store, version),
@@ -446,7 +440,6 @@ def _describe_features(features: Sequence[str] | None, here: Sequence[str]) -> s
 def _row_as_dict(row: Row) -> dict[str, Any]:
     found = asdict(row)
     quality = row.quality or {}
-    embeddings = found.pop("embeddings") or {}
     speed = found.pop("speed") or {}
     return {
         **found,
@@ -457,9 +450,9 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
         "perplexity_ratio": quality.get("perplexity_ratio"),
         "perplexity_ratio_stderr": quality.get("perplexity_ratio_stderr"),
         "tokens": quality.get("tokens"),
-        "cosine": embeddings.get("cosine"),
-        "rank_correlation": embeddings.get("rank_correlation"),
-        "same_nearest": embeddings.get("same_nearest"),
+        "cosine": quality.get("cosine"),
+        "rank_correlation": quality.get("rank_correlation"),
+        "same_nearest": quality.get("same_nearest"),
         "load_s": speed.get("load_s"),
         "ttft_s": speed.get("ttft_s"),
         "tokens_per_s": speed.get("tokens_per_s"),

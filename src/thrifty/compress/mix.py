@@ -141,8 +141,8 @@ def describe_missing_text(named: str) -> str | None:
         return f"has the weight {weight:g}; it must be above 0"
     if missing := describe_missing(name):
         return missing
-    if name in SETS and SETS[name].kind == "questions":
-        return "holds questions, not text"
+    if name in SETS and SETS[name].kind in ("questions", "pairs"):
+        return f"holds {SETS[name].kind}, not text"
     return None
 
 

@@ -2,8 +2,8 @@
 
 Every stage adds a model to the store, with its lineage and measurements. A stage whose recipe was
 already applied to the same model is found there, so a pipeline that was killed resumes where it
-stopped, and a finished one costs only a lookup. Each stage has its own module; this one decides
-which stages there are, their order, what they learn from and how their results are evaluated.
+stopped, and a finished one costs only a lookup. Each stage has its own module, and `stages` says
+which there are; this one decides what they learn from and how their results are evaluated.
 """
 
 from __future__ import annotations
@@ -20,6 +20,20 @@ from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.mix import DEFAULT_TEXT, Mix, choose_text, describe_missing_text, find_mix
 from thrifty.compress.overlap import check_apart
+from thrifty.compress.stages import (
+    DISTILL,
+    PRUNE,
+    QUANTIZE,
+    PlannedStage,
+    describe_stage,
+    divide_distillation,
+    find_share,
+    list_kinds,
+    plan_stages,
+    require_more,
+    scheme_of,
+    share_after,
+)
 from thrifty.data import SETS
 from thrifty.engines.base import choose_runnable, find_scheme_fault
 from thrifty.engines.machine import detect_machine
@@ -37,9 +51,8 @@ from thrifty.evaluate.answers_text import summarize_answers
 from thrifty.evaluate.gate import MAX_DROP, Verdict, judge_measured, record_verdict
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
-from thrifty.evaluate.run import DOMAIN_TOKENS
+from thrifty.evaluate.run import DOMAIN_TEXTS, DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
-    HELD_OUT_TEXTS,
     EvaluationSuite,
     describe_missing,
     describe_no_domain,
@@ -50,9 +63,8 @@ from thrifty.evaluate.suite import (
     split_domain,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.compress import ALL, CompressSpec, describe_vocabulary, parse_source
+from thrifty.spec.compress import ALL, CompressSpec, parse_source
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
-from thrifty.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +79,17 @@ _FOR_TASKS = "file of questions (.jsonl)"
 class Stage:
     """The model that one stage made, and its measurements."""
 
-    name: str
-    """`prune`, `distill` or `quantize`."""
+    planned: PlannedStage
     version: NamedVersion
     artifact: Artifact
     measured: list[Measurement] = field(default_factory=list)
     not_measured: str = ""
     """Why the speed is unknown, if it is."""
+
+    @property
+    def name(self) -> str:
+        """`prune`, `distill` or `quantize`."""
+        return self.planned.kind
 
 
 @dataclass(frozen=True)
@@ -116,10 +132,13 @@ class _Run:
 def check_compress(compress: CompressSpec) -> list[Problem]:
     """The problems of a pipeline's spec that can be found before a model is fetched."""
     problems: list[Problem] = []
-    if not _list_stages(compress):
+    if not list_kinds(compress):
         problems.append(
             Problem("compress", "the pipeline has no stage: set prune, distill or quantize")
         )
+    if compress.prune.count_steps() > 1 and not compress.distill.is_wanted:
+        message = "needs distillation between the steps; set compress.distill, or remove 'steps'"
+        problems.append(Problem("compress.prune.steps", message))
     if compress.distill.is_wanted:
         problems += _check_training()
     if is_url(compress.distill.teacher or ""):
@@ -179,17 +198,23 @@ def run_pipeline(
             teacher = fetch_model(store, compress.distill.teacher, on_progress=on_progress)[0].label
     run = _Run(compress, teacher, text, suite, store, home, measure_speed, serve, on_stage)
     stages: list[Stage] = []
-    names = _name_stages(compress, version.name)
+    share = 1.0
     # Only one at a time: a second run of the same pipeline waits, then finds the results.
     with store.stage(f"pipeline {artifact.id}"):
-        for name, out in names.items():
-            label = version.label
-            on_stage(f"{name} {label}: {_describe_stage(name, compress, teacher)}")
+        for planned in plan_stages(compress, version.name):
+            name, label = planned.title, version.label
+            on_stage(f"{name} {label}: {describe_stage(planned, compress, teacher)}")
             report = _prefix(name, on_progress)
             with _in_stage(name, label):
-                make = {"prune": _prune, "distill": _distill, "quantize": _quantize}[name]
-                version, artifact = make(run, (version, artifact), out, report)
-            stage = _measure(run, name, (version, artifact), report)
+                model = version, artifact
+                if planned.kind == PRUNE:
+                    version, artifact = _prune(run, model, planned, share, report)
+                    share = find_share(version, share)
+                    require_more(compress, planned, share)
+                else:
+                    make = {DISTILL: _distill, QUANTIZE: _quantize}[planned.kind]
+                    version, artifact = make(run, model, planned, report)
+            stage = _measure(run, planned, (version, artifact), report)
             stages.append(stage)
             if stage.not_measured:
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
@@ -232,7 +257,7 @@ def check_model(compress: CompressSpec, source: Model) -> None:
     """Raise `CompressionError` if the pipeline cannot be applied to this model."""
     version, artifact = source
     description = artifact.description
-    stages = _list_stages(compress)
+    stages = list_kinds(compress)
     if description.format is Format.OPENVINO:
         raise CompressionError(
             f"{version.label} is already prepared for an engine; name the checkpoint that it was "
@@ -248,13 +273,13 @@ def check_model(compress: CompressSpec, source: Model) -> None:
 
 
 def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
-    if _scheme(compress) not in ("none", "int8"):
+    if scheme_of(compress) not in ("none", "int8"):
         raise CompressionError(
             f"{version.label} is an encoder; encoders can only be quantized to int8 "
             "(compress.quantize.scheme)"
         )
     unused = bool(compress.text) or compress.quantize.tokens is not None
-    if unused and _list_stages(compress) == ["quantize"]:
+    if unused and list_kinds(compress) == ["quantize"]:
         raise CompressionError(
             f"{version.label} is an encoder, and its weights are quantized without calibration "
             "text; remove compress.text and compress.quantize.tokens"
@@ -262,7 +287,7 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
     if compress.tasks or compress.held_out_tokens is not None:
         raise CompressionError(
             f"{version.label} is an encoder; it is evaluated on the embeddings of "
-            f"{HELD_OUT_TEXTS:,} held-out passages; remove compress.tasks and "
+            f"{DOMAIN_TEXTS:,} texts of each domain; remove compress.tasks and "
             "compress.held_out_tokens"
         )
 
@@ -277,55 +302,15 @@ def _check_training() -> list[Problem]:
     return []
 
 
-# Which stages there are
-
-
-def _list_stages(compress: CompressSpec) -> list[str]:
-    stages = []
-    if compress.prune.is_wanted:
-        stages.append("prune")
-    if compress.distill.is_wanted:
-        stages.append("distill")
-    if _scheme(compress) != "none":
-        stages.append("quantize")
-    return stages
-
-
-def _scheme(compress: CompressSpec) -> str:
-    """The form of the weights; until it is resolved, `auto` stands for 8 bits."""
-    return "int8" if compress.quantize.scheme == "auto" else compress.quantize.scheme
-
-
-def _name_stages(compress: CompressSpec, base: str) -> dict[str, str]:
-    """The name of each stage's model."""
-    words = {"prune": "pruned", "distill": "distilled", "quantize": _scheme(compress)}
-    names, name = {}, base
-    for stage in _list_stages(compress):
-        name = f"{name}-{words[stage]}"
-        names[stage] = name
-    if compress.out is not None:
-        names[list(names)[-1]] = compress.out
-    return names
-
-
-def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
-    if stage == "prune":
-        share, tokens = compress.prune.parameters, compress.prune.vocabulary
-        parts = [] if share is None else [f"{share:.0%} of the parameters"]
-        if tokens is not None and tokens != ALL:
-            parts.append(describe_vocabulary(tokens))
-        return f"to {' and '.join(parts)}"
-    if stage == "distill":
-        time, tokens = compress.distill.time, compress.distill.tokens
-        much = f"{tokens:,} tokens" if tokens is not None else format_duration(time or 0.0)
-        return f"on {much}, with the teacher {teacher}"
-    return f"to {_scheme(compress)}"
-
-
 # The stages
 
 
-def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
+def _prune(
+    run: _Run, model: Model, planned: PlannedStage, share: float, on_progress: OnProgress
+) -> Model:
+    """The model with fewer parameters; it has the share `share` of those of the source. All tokens
+    that go do so in the first step, so that what a teacher says serves every step.
+    """
     from thrifty.compress.prune.encoder import prune_encoder
     from thrifty.compress.prune.prune import prune_decoder
     from thrifty.compress.prune.request import CALIBRATION_TOKENS, PruningRequest
@@ -333,47 +318,49 @@ def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
     settings = run.compress.prune
     assert run.text is not None
     depth, width = settings.may_remove
+    wanted = share_after(run.compress, planned.step)
     request = PruningRequest(
-        settings.parameters, out, run.text, depth=depth, width=width,
-        tokens=settings.tokens or CALIBRATION_TOKENS, vocabulary=settings.vocabulary,
+        None if wanted is None else wanted / share, planned.out, run.text, depth=depth, width=width,
+        tokens=settings.tokens or CALIBRATION_TOKENS,
+        vocabulary=settings.vocabulary if planned.step == 1 else ALL,
     )  # fmt: skip
     prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
     version, artifact, _ = prune(run.store, *model, request, on_progress)
     return version, artifact
 
 
-def _distill(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
+def _distill(run: _Run, model: Model, planned: PlannedStage, on_progress: OnProgress) -> Model:
     from thrifty.compress.distill.distill import DistillationRequest, distill_model
     from thrifty.compress.distill.settings import Training
 
     assert run.text is not None
-    asked = run.compress.distill
-    settings: dict[str, Any] = asked.model_dump(exclude={"teacher", "time"}, exclude_none=True)
-    if asked.time is not None:
-        settings["minutes"] = asked.time / 60
+    exclude = {"teacher", "time", "tokens"}
+    settings: dict[str, Any] = run.compress.distill.model_dump(exclude=exclude, exclude_none=True)
+    tokens, time_s = divide_distillation(run.compress, planned)
+    much = {"tokens": tokens} if time_s is None else {"minutes": time_s / 60}
     request = DistillationRequest(
-        model[0].label, run.teacher, run.text, out, Training(**settings), extend=True,
+        model[0].label, run.teacher, run.text, planned.out, Training(**settings, **much), extend=True,
         serve=run.serve,
     )  # fmt: skip
     return distill_model(run.store, run.home, request, on_progress, run.on_stage)
 
 
-def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
+def _quantize(run: _Run, model: Model, planned: PlannedStage, on_progress: OnProgress) -> Model:
     from thrifty.compress.quantize.openvino import BITS, quantize_openvino
 
     settings = run.compress.quantize
     version, artifact, _ = quantize_openvino(
-        run.store, *model, _scheme(run.compress), out=out,
+        run.store, *model, scheme_of(run.compress), out=planned.out,
         calibration=run.text,
         bits=settings.bits or BITS, tokens=settings.tokens, on_progress=on_progress,
     )  # fmt: skip
     return version, artifact
 
 
-def _measure(run: _Run, stage: str, model: Model, on_progress: OnProgress) -> Stage:
+def _measure(run: _Run, planned: PlannedStage, model: Model, on_progress: OnProgress) -> Stage:
     version, artifact = model
     reason = ""
-    with _in_stage(f"measuring after {stage}", version.label):
+    with _in_stage(f"measuring after {planned.title}", version.label):
         measured = measure_quality(
             run.store, run.home.evaluations, version, artifact, run.suite, on_progress
         )
@@ -383,7 +370,7 @@ def _measure(run: _Run, stage: str, model: Model, on_progress: OnProgress) -> St
             except ThriftyError as error:
                 # The quality is known; whether the model can start matters to whoever serves it.
                 reason = str(error)
-    return Stage(stage, version, artifact, measured, reason)
+    return Stage(planned, version, artifact, measured, reason)
 
 
 def _ask(
@@ -427,7 +414,7 @@ def _find_data(
     family = source[1].description.family
     make_private_folder(home.data)
     text = None
-    if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
+    if family is Family.DECODER or list_kinds(compress) != ["quantize"]:
         learned = compress.text or choose_text(store, source[1])
         text = find_mix(learned, home.data, store, on_progress)
     named = compress.held_out or name_default_domains(store, source[1])

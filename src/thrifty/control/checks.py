@@ -27,6 +27,7 @@ from thrifty.errors import (
 )
 from thrifty.http.certificates import load_gateway_side
 from thrifty.http.tls import ServerTls
+from thrifty.observe.names.finder import find_obstacle
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.section import MAX_LABEL
@@ -65,6 +66,8 @@ def check_spec(
         loaded.refuse([Problem("observe.otlp.endpoint", message)])
     if loaded.spec.gateway.oidc.issuer is not None and find_spec("authlib") is None:
         loaded.refuse([Problem("gateway.oidc", "needs pip install 'thrifty[oidc]'")])
+    if loaded.spec.record.names and (obstacle := find_obstacle(loaded.spec.record.names_model)):
+        loaded.refuse([Problem("record.names", obstacle)])
     _check_tls(loaded)
     _check_text_keys(loaded)
     _check_capacity(loaded)

@@ -58,6 +58,7 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "record_requests": spec.record.requests,
         "record_prompts": spec.record.prompts,
         "record_redact": spec.record.redact,
+        "record_names": spec.record.names_model if spec.record.names else "",
         "record_keep_s": spec.record.keep.requests,
         "record_keep_texts_s": spec.record.keep.texts,
         "record_keep_feedback_s": spec.record.keep.feedback,

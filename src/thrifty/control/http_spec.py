@@ -70,10 +70,13 @@ def check_http_spec(loaded: LoadedSpec, service: DesiredService | None, store: S
 
 
 def _describe_fixed(spec: Spec) -> dict[str, Any]:
-    """Who may sign in, and whether texts are encrypted: not for the holder of an operator's key."""
+    """Who may sign in, whether texts are encrypted, and what finds names in them: not for the holder of
+    an operator's key.
+    """
     return {
         "gateway.oidc": spec.gateway.oidc.describe(),
         "record.encrypt": spec.record.encrypt.source,
+        "record.names_model": spec.record.names_model,
     }
 
 

@@ -1,15 +1,22 @@
-"""What a spec says that the machine costs an hour, and where that is from."""
+"""What the machine costs an hour, and where that is from: what specs say."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from thrifty.db.database import look_at_database
+from thrifty.db.desired import read_desired
 from thrifty.errors import Problem, SpecError
+from thrifty.fleet.controller_note import find_database_url
+from thrifty.home import Home
 from thrifty.prices.table import load_prices
-from thrifty.spec import LoadedSpec, Spec
+from thrifty.spec import LoadedSpec, Spec, load_spec
 
 STATED = "price_per_hour of the spec"
+OPTION, VARIABLE = "--price-per-hour", "THRIFTY_PRICE_PER_HOUR"
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,41 @@ def find_machine_price(loaded: LoadedSpec) -> MachinePrice:
     except SpecError as error:
         loaded.refuse(list(error.problems))
         raise
+
+
+def find_price_here(
+    home: Home,
+    *,
+    stated: float | None = None,
+    spec: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> MachinePrice:
+    """What this machine costs an hour where no service is started: `stated` by an option, by a
+    `spec`, by `THRIFTY_PRICE_PER_HOUR`, or by what was last applied in `home`; None where nobody
+    said. Raises `SpecError`, also where the spec does not say it, and `DatabaseError`.
+    """
+    if stated is not None:
+        return MachinePrice(stated, OPTION)
+    loaded = load_spec(spec, environment=environment)
+    price = find_machine_price(loaded)
+    if spec is not None:
+        if price.per_hour is None:
+            loaded.refuse(
+                [
+                    Problem(
+                        "price_per_hour", "is not set, and neither is 'machine'; write one of them"
+                    )
+                ]
+            )
+        return replace(price, basis=f"{price.basis} ({spec})")
+    if price.per_hour is not None:
+        return replace(price, basis=VARIABLE)
+    with look_at_database(find_database_url(home), in_use=True) as database:
+        service = None if database is None else read_desired(database).service
+    if service is None or service.capacity.stated_per_hour is None:
+        return MachinePrice(None, "")
+    basis = f"{service.capacity.basis}, as applied in {home.root}"
+    return MachinePrice(service.capacity.stated_per_hour, basis)
 
 
 def find_reported_price(spec: Spec) -> float:

@@ -361,9 +361,11 @@ def _describe_pipeline(version: LoadedVersion, name: str) -> PlanItem:
     """One item for all stages: how long they take depends on the texts that they learn from."""
     compress = version.loaded.spec.compress
     scheme = compress.quantize.scheme
+    steps = compress.prune.count_steps()
     stages = [
-        *(["prune"] if compress.prune.is_wanted else []),
-        *(["distill"] if compress.distill.is_wanted else []),
+        *([f"prune and distill in {steps} steps"] if steps > 1 else []),
+        *(["prune"] if compress.prune.is_wanted and steps == 1 else []),
+        *(["distill"] if compress.distill.is_wanted and steps == 1 else []),
         *(["quantize (auto)"] if scheme == "auto" else []),
         *([f"quantize to {scheme}"] if scheme not in ("auto", "none") else []),
     ]

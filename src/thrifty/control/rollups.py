@@ -17,6 +17,7 @@ from thrifty.cost.held import settle
 from thrifty.db import Database
 from thrifty.db.leases import make_owner, take_lease
 from thrifty.errors import DatabaseError
+from thrifty.observe.clock_watch import ClockWatch
 from thrifty.observe.rollups.roll import Keep, Roller
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,20 @@ CLEAN_S = 300.0
 
 
 async def keep_rollups(
-    find_database: Callable[[], Database], find_keep: Callable[[], Mapping[str, Any]] = dict
+    find_database: Callable[[], Database],
+    find_keep: Callable[[], Mapping[str, Any]] = dict,
+    clock: ClockWatch | None = None,
 ) -> None:
     """Add what is new every `POLL_S`, until cancelled. `find_database` gives the open database and
-    `find_keep` the fields of `Keep`; both may be others later.
+    `find_keep` the fields of `Keep`; both may be others later. After the clock was set ahead nothing
+    is settled or deleted for a while (`clock`).
     """
+    clock = clock or ClockWatch()
     owner = make_owner()
     away = False
     cleaned_s = 0.0
     while True:
-        due = time.monotonic() - cleaned_s > CLEAN_S
+        due = time.monotonic() - cleaned_s > CLEAN_S and clock.may_delete()
         try:
             keep = Keep(**find_keep())
             await asyncio.to_thread(_work, find_database(), keep, owner, due)

@@ -24,7 +24,7 @@ from thrifty.data.built import digest_file, list_sets
 from thrifty.errors import DataError
 from thrifty.evaluate.answers import DEFAULT_SETS
 from thrifty.evaluate.questions import TWENTY, digest_questions
-from thrifty.evaluate.suite import HELD_OUT
+from thrifty.evaluate.suite import ENCODER_DOMAINS
 from thrifty.home import Home
 from thrifty.types import OnProgress, ignore_progress
 
@@ -69,7 +69,7 @@ def find_evaluation_sets(
         for name in (*LEARNED_FROM, *DEFAULT_SETS):
             paths[fetch_set(name, home.data, store, on_progress)] = name
     questions = [name for name, one in SETS.items() if one.kind == "questions"]
-    for name in dict.fromkeys([*LEARNED_FROM, HELD_OUT, *questions]):
+    for name in dict.fromkeys([*LEARNED_FROM, *ENCODER_DOMAINS, *questions]):
         path = home.data / f"{name}{SETS[name].suffix}"
         if path.exists():
             paths.setdefault(path, name)

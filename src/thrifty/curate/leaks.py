@@ -109,6 +109,8 @@ def _list_texts(record: dict[str, object]) -> Iterator[str]:
             said = isinstance(one, dict) and one.get("role") in COMPARED
             if said and isinstance(one.get("content"), str):
                 yield one["content"]
+    paired = record.get("texts")
+    yield from (one for one in (paired if isinstance(paired, list) else ()) if isinstance(one, str))
     for key in ("question", "prompt", "query", "context", "text", "content", "passage"):
         value = record.get(key)
         if isinstance(value, str):

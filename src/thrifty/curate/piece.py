@@ -449,8 +449,9 @@ def count_tokens(row: Row, tokenizer: TextTokenizer | None, words: int) -> int |
     try:
         plan = parse_tools({"tools": row.get("tools")})
         settings = {
-            "add_generation_prompt": False, "chat_template_kwargs": row.get("chat_template_kwargs"),
-        }  # fmt: skip
+            "add_generation_prompt": False,
+            "chat_template_kwargs": row.get("chat_template_kwargs"),
+        }
         return max(
             len(build_prompt({"messages": messages, **settings}, tokenizer, plan).ids)
             for messages in list_conversations(row)

@@ -68,8 +68,9 @@ class Source(Section):
             raise ValueError(f"a source has one of 'path', 'set' and 'log'; this has {kinds}")
         if self.set is not None and self.set not in SETS:
             raise ValueError(f"{self.set!r} is not a set; {suggest(self.set, list(SETS))}")
-        if self.set is not None and SETS[self.set].kind == "questions":
-            raise ValueError(f"{self.set!r} holds questions to judge by, which is not learned from")
+        kind = SETS[self.set].kind if self.set is not None else ""
+        if kind in ("questions", "pairs"):
+            raise ValueError(f"{self.set!r} holds {kind} to judge by, which is not learned from")
         if self.log is None and (self.tenant is not None or self.version is not None):
             raise ValueError("'tenant' and 'version' are of the request log ('log')")
         return self

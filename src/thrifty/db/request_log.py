@@ -320,6 +320,7 @@ class RecordedText(NamedTuple):
     prompt: str
     answer: str
     facts: str | None = None
+    """As `observe.texts` writes them."""
 
     @property
     def readable(self) -> bool:

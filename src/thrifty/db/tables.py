@@ -15,11 +15,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    text,
 )
 
-from thrifty.db.loop_tables import feedback as feedback
-from thrifty.db.loop_tables import feedback_history as feedback_history
 from thrifty.db.loop_tables import held_conversations as held_conversations
 from thrifty.db.loop_tables import improve_runs as improve_runs
 from thrifty.db.loop_tables import improve_steps as improve_steps
@@ -36,7 +33,10 @@ from thrifty.db.quality_tables import quality_answers as quality_answers
 from thrifty.db.quality_tables import quality_state as quality_state
 from thrifty.db.quality_tables import quality_sums as quality_sums
 from thrifty.db.quality_tables import unchecked_rows as unchecked_rows
-from thrifty.db.sealed_text import SealedText
+from thrifty.db.request_tables import feedback as feedback
+from thrifty.db.request_tables import feedback_history as feedback_history
+from thrifty.db.request_tables import request_texts as request_texts
+from thrifty.db.request_tables import requests as requests
 from thrifty.db.sum_tables import ROLLUP_AMOUNTS as ROLLUP_AMOUNTS
 from thrifty.db.sum_tables import ROLLUP_NUMBERS as ROLLUP_NUMBERS
 from thrifty.db.sum_tables import ROLLUP_SKETCHES as ROLLUP_SKETCHES
@@ -196,72 +196,6 @@ key_spend = Table(
     Index(None, "updated_s"),
 )
 """The spend of each key per day (UTC). Every gateway worker adds to it."""
-
-_FAILED = text("error IS NOT NULL OR status >= 400")
-requests = Table(
-    "requests",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("at_s", Double, nullable=False),
-    Column("request_id", String(64)),
-    Column("client_request_id", String(64)),
-    Column("conversation_id", String(32)),
-    Column("origin", String(16)),
-    Column("shadow_of", BigInteger),
-    Column("rerouted", Boolean),
-    Column("endpoint", String(32), nullable=False),
-    Column("deployment", String(64)),
-    Column("version", String(128)),
-    Column("replica", String(64)),
-    Column("tenant", String(64)),
-    Column("key_id", String(32)),
-    Column("end_user", Text),
-    Column("status", Integer, nullable=False),
-    Column("error", String(64)),
-    Column("stream", Boolean, nullable=False),
-    Column("cache", String(8)),
-    Column("attempts", Integer, nullable=False),
-    Column("prompt_tokens", Integer),
-    Column("completion_tokens", Integer),
-    Column("cached_tokens", Integer),
-    Column("queue_ms", Double),
-    Column("ttft_ms", Double),
-    Column("tpot_ms", Double),
-    Column("e2e_ms", Double, nullable=False),
-    Column("overhead_us", Double),
-    Column("tags", Text),
-    Column("cost", Double),
-    Column("max_tokens", Integer),
-    Index(None, "at_s"),
-    Index(None, "request_id"),
-    Index(None, "client_request_id"),
-    Index(None, "conversation_id"),
-    Index("ix_requests_failed", "id", sqlite_where=_FAILED, postgresql_where=_FAILED),
-)
-"""One row per response, without prompts and answers. `id` is the number in the response's id.
-`origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
-the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
-Only gateway workers of the first release write `request_id`. `tags` is the request's `metadata` as
-JSON. `cost` is by the version's prices for tokens; a cache hit has what it saved there.
-`max_tokens` is the bound that the request set on its answer."""
-
-request_texts = Table(
-    "request_texts",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("request_id", String(64)),
-    Column("at_s", Double, nullable=False),
-    Column("prompt", SealedText("request_texts.prompt"), nullable=False),
-    Column("answer", SealedText("request_texts.answer"), nullable=False),
-    Column("facts", SealedText("request_texts.facts")),
-    Index(None, "at_s"),
-)
-"""Prompts and answers, if `record.prompts` is set. `id` is that of `requests`. `facts` is JSON: the
-format that was asked for, and why choices ended (`observe.texts`)."""
 
 erasures = Table(
     "erasures",

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from thrifty.artifacts.disk import lock_file
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.conversations import read_records
 from thrifty.evaluate.embedder import Embedder, Vectors, encode_text
 from thrifty.evaluate.statistics import FloatArray, jackknife, mean_of_clusters, rank_correlation
 from thrifty.evaluate.windows import digest_file, read_texts
@@ -67,9 +68,7 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class LabelCorrelation:
-    """Spearman's rank correlation between similarities and the scores that people gave the
-    pairs.
-    """
+    """Spearman's rank correlation between the similarities of pairs and their scores."""
 
     candidate: float
     reference: float
@@ -79,14 +78,18 @@ class LabelCorrelation:
 
 @dataclass(frozen=True)
 class EmbeddingAgreement:
-    """How two encoders compare."""
+    """How two encoders compare on texts, or on pairs of texts."""
 
     texts: int
+    """Different ones."""
     cosine: Cosine | None
     """None if the vectors differ in width."""
     rank_correlation: RankCorrelation | None
+    """Over all pairs of a sample of texts, or over the pairs of a domain."""
     same_nearest: float | None
-    """The share of a sample's texts that have the same nearest neighbour in it by both models."""
+    """The share of a sample's texts that have the same nearest neighbour in it by both models; None
+    for pairs.
+    """
     pairs: RankCorrelation | None = None
     """Over the pairs in a file."""
     labelled: LabelCorrelation | None = None
@@ -108,8 +111,14 @@ def read_passages(path: Path) -> Iterator[str]:
             yield passage
 
 
-def read_pairs(path: Path) -> tuple[list[str], list[float]]:
-    """The texts of a file of pairs, in order, and the pairs' scores, if they have any.
+def holds_pairs(path: Path) -> bool:
+    """Whether the first record of a `.jsonl` file has `texts`."""
+    return path.suffix == ".jsonl" and "texts" in next(read_records(path), ({}, ""))[0]
+
+
+def read_pairs(path: Path, limit: int | None = None) -> tuple[list[str], list[float]]:
+    """The texts of a file of pairs, in order, and the pairs' scores, if they have any; of at most
+    `limit` pairs.
 
     Lines are `{"texts": ["one", "other"], "score": 3.5}`. Raises `EvaluationError`.
     """
@@ -120,6 +129,8 @@ def read_pairs(path: Path) -> tuple[list[str], list[float]]:
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
+        if limit is not None and len(texts) >= 2 * limit:
+            break
         if not line.strip():
             continue
         try:
@@ -150,14 +161,14 @@ class TextVectors:
     """The vectors of one file's texts; a folder contains one file of vectors for each model."""
 
     def __init__(self, folder: Path, path: Path, window: int, limit: int | None) -> None:
-        """Use the first `limit` texts of `path`; `limit` is None for a file of pairs.
+        """Use the first `limit` texts of `path`, or pairs of texts; None: all.
 
         `window` is the most tokens of a text.
         """
         self._path = path
         self._window = window
         self._limit = limit
-        facts = json.dumps([1, digest_file(path), window, limit, PASSAGE_CHARS])
+        facts = json.dumps([2, digest_file(path), window, limit, PASSAGE_CHARS])
         self._folder = folder / "embeddings" / _key(facts)
         self._count: int | None = None
 
@@ -219,19 +230,7 @@ class TextVectors:
 def compare_vectors(candidate: Vectors, reference: Vectors) -> EmbeddingAgreement:
     """Compare two models' vectors of the same texts."""
     count = len(reference)
-    cosine = None
-    if candidate.shape == reference.shape:
-        found = np.concatenate(
-            [
-                cosines(candidate[at : at + CHUNK], reference[at : at + CHUNK])
-                for at in range(0, count, CHUNK)
-            ]
-        )
-        mean = mean_of_clusters(found, np.ones(count))
-        median, p5, p1 = np.quantile(found, [0.5, 0.05, 0.01])
-        cosine = Cosine(
-            mean.mean, mean.stderr, float(median), float(p5), float(p1), float(found.min())
-        )
+    cosine = find_cosine(candidate, reference)
     if count < LEAST:
         return EmbeddingAgreement(count, cosine, None, None)
     sample = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
@@ -248,13 +247,35 @@ def compare_vectors(candidate: Vectors, reference: Vectors) -> EmbeddingAgreemen
     return EmbeddingAgreement(count, cosine, RankCorrelation(spearman, stderr, len(a)), same)
 
 
+def find_cosine(candidate: Vectors, reference: Vectors) -> Cosine | None:
+    """How near two models' vectors of the same texts are; None if they differ in width."""
+    count = len(reference)
+    if candidate.shape != reference.shape:
+        return None
+    found = np.concatenate(
+        [
+            cosines(candidate[at : at + CHUNK], reference[at : at + CHUNK])
+            for at in range(0, count, CHUNK)
+        ]
+    )
+    mean = mean_of_clusters(found, np.ones(count))
+    median, p5, p1 = np.quantile(found, [0.5, 0.05, 0.01])
+    return Cosine(mean.mean, mean.stderr, float(median), float(p5), float(p1), float(found.min()))
+
+
 def compare_pairs(
-    candidate: Vectors, reference: Vectors, scores: list[float]
+    candidate: Vectors,
+    reference: Vectors,
+    scores: list[float],
+    clusters: npt.NDArray[np.int64] | None = None,
 ) -> tuple[RankCorrelation, LabelCorrelation | None]:
-    """Compare the similarities of pairs; the two vectors of a pair follow each other."""
+    """Compare the similarities of pairs; the two vectors of a pair follow each other.
+
+    `clusters` numbers the pairs that depend on each other, [pairs]; None if none do.
+    """
     new, old = (cosines(side[0::2], side[1::2]) for side in (candidate, reference))
-    numbers = np.arange(len(new))
-    groups = [numbers % GROUPS != group for group in range(min(GROUPS, len(new)))]
+    numbers = np.arange(len(new)) if clusters is None else clusters
+    groups = [numbers % GROUPS != group for group in range(min(GROUPS, int(numbers.max()) + 1))]
     spearman, stderr = jackknife(lambda keep: rank_correlation(new[keep], old[keep]), groups)
     between = RankCorrelation(spearman, stderr, len(new))
     if not scores:
@@ -269,6 +290,26 @@ def compare_pairs(
     return between, LabelCorrelation(
         rank_correlation(new, given), rank_correlation(old, given), difference, spread
     )
+
+
+def cluster_pairs(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of the clusters of pairs that share texts, directly or through others, [pairs];
+    each pair alone where they are too few for a standard error.
+
+    `order` has the number of each text, the two of a pair following each other, [2 pairs].
+    """
+    group_of = list(range(int(order.max()) + 1))
+
+    def find(text: int) -> int:
+        while group_of[text] != text:
+            group_of[text] = text = group_of[group_of[text]]
+        return text
+
+    for one, other in order.reshape(-1, 2).tolist():
+        group_of[find(one)] = find(other)
+    roots = [find(text) for text in order[0::2].tolist()]
+    found: npt.NDArray[np.int64] = np.unique(roots, return_inverse=True)[1].astype(np.int64)
+    return found if found.max() + 1 >= LEAST else np.arange(len(found))
 
 
 def cosines(a: Vectors, b: Vectors) -> FloatArray:

@@ -3,7 +3,7 @@
 One number bounds two drops. On each domain, the drop is how much less probability the model gives
 to a token of the text than its reference does (in the geometric mean, so it is 1 - 1 / perplexity
 ratio). On questions, it is the share of the reference's right answers that the model gets wrong.
-For encoders it is what the rank correlation of similarities lacks to 1.
+For encoders it is, on each domain, what the rank correlation of similarities lacks to 1.
 """
 
 from __future__ import annotations

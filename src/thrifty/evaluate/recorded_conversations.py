@@ -12,10 +12,12 @@ from urllib.parse import quote
 
 from thrifty.db import Database
 from thrifty.db.request_log import RecordedText, read_conversations
+from thrifty.engines.server.tools import parse_tools
 from thrifty.errors import EvaluationError
 from thrifty.files import write_atomically
 from thrifty.home import make_private_folder
-from thrifty.observe.texts import parse_answer, parse_context, parse_prompt
+from thrifty.observe.texts import parse_answer, parse_facts, parse_prompt
+from thrifty.openai.errors import WireError
 
 MOST_CONVERSATIONS = 2000
 """The newest ones are used."""
@@ -43,9 +45,16 @@ def _write_line(text: RecordedText) -> str:
     """A record of the whole conversation; empty if its texts are not in our form."""
     try:
         messages, choices = parse_prompt(text.prompt), parse_answer(text.answer)
-        context = parse_context(text.facts)
-    except ValueError:
+        facts = parse_facts(text.facts)
+        plan = parse_tools(facts)
+    except (ValueError, WireError):
         return ""
-    if not messages or not choices:
+    if not messages or not choices or "unlike" in facts:
         return ""
-    return json.dumps({"messages": [*messages, choices[0]], **context}, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            {"messages": [*messages, choices[0]], **({"tools": plan.tools} if plan.active else {})},
+            ensure_ascii=False,
+        )
+        + "\n"
+    )

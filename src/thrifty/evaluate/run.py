@@ -20,16 +20,10 @@ from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, find_backend
 from thrifty.evaluate.conversations import holds_conversations
 from thrifty.evaluate.divergence import Divergence, measure_divergence
-from thrifty.evaluate.domains import Domain, find_worst, read_domain
+from thrifty.evaluate.domains import Domain, find_worst_of, read_domain
 from thrifty.evaluate.embedder import Embedder
-from thrifty.evaluate.embeddings import (
-    EmbeddingAgreement,
-    TextVectors,
-    compare_pairs,
-    compare_vectors,
-    read_pairs,
-    read_passages,
-)
+from thrifty.evaluate.embeddings import EmbeddingAgreement
+from thrifty.evaluate.encoder_domains import EncoderPair
 from thrifty.evaluate.harness import Harness, MetricValues, compare_measured, is_harness_task
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.narrowed import (
@@ -58,6 +52,8 @@ from thrifty.units import format_bytes
 WINDOW = 512
 TOP_K = 64
 DOMAIN_TOKENS = 4096
+DOMAIN_TEXTS = 1024
+"""Of each domain of an encoder, this many texts."""
 _TEXT = ""
 """The name of the text among domains."""
 MARGIN = 0.02
@@ -71,7 +67,7 @@ class EvaluationOptions:
     text: Path | None = None
     """The held-out text."""
     domains: Sequence[Domain] = ()
-    """The uses that decoders are compared on, one by one."""
+    """The uses that models are compared on, one by one."""
     tasks: Sequence[Path | str] = ()
     """Files of questions, or tasks of lm-evaluation-harness as `lm_eval:NAME`."""
     pairs: Path | None = None
@@ -87,9 +83,10 @@ class EvaluationOptions:
     max_tokens: int | None = None
     """The most tokens of the text, for decoders."""
     domain_tokens: int | None = DOMAIN_TOKENS
-    """The most tokens of each domain."""
+    """The most tokens of each domain, for decoders."""
     max_items: int | None = None
-    """The most items of each task; for encoders, the most texts."""
+    """The most items of each task; for encoders, the most texts. Default: all, and of an encoder's
+    domains `DOMAIN_TEXTS`."""
     margin: float = MARGIN
     """The non-inferiority margin of tasks."""
     backend: str = DEFAULT_BACKEND
@@ -137,22 +134,32 @@ class Evaluation:
     divergence: Divergence | None = None
     """On the text."""
     domains: dict[str, Divergence] = field(default_factory=dict)
+    """For decoders."""
+    agreements: dict[str, EmbeddingAgreement] = field(default_factory=dict)
+    """For encoders: how they compare on each domain."""
     embeddings: EmbeddingAgreement | None = None
+    """For encoders: on the text, and on the file of pairs."""
     tasks: dict[str, TaskResult] = field(default_factory=dict)
 
     @property
     def worst(self) -> str | None:
-        """The domain with the highest perplexity relative to the reference's."""
-        return find_worst({name: one.perplexity_ratio for name, one in self.domains.items()})
+        """The domain on which the model is furthest from its reference."""
+        return find_worst_of(self.describe_domains())
+
+    def describe_domains(self) -> dict[str, dict[str, Any]]:
+        """What was measured on each domain, as plain data."""
+        found = {name: asdict(one) for name, one in self.domains.items()}
+        return found | {name: asdict(one) for name, one in self.agreements.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The output of `thrifty evaluate --json`."""
         found: dict[str, Any] = {"model": self.model, "reference": self.reference}
         if self.divergence is not None:
             found |= {"text": self.text, **asdict(self.divergence)}
-        if self.domains:
-            found["domains"] = {name: asdict(one) for name, one in self.domains.items()}
-            found["worst"] = self.worst
+        if self.domains or self.agreements:
+            found |= {"domains": self.describe_domains(), "worst": self.worst}
+        if self.agreements and self.embeddings is None:
+            return found
         if self.embeddings is not None:
             return found | {"text": self.text, **asdict(self.embeddings)}
         found["tasks"] = {name: task.as_dict() for name, task in self.tasks.items()}
@@ -182,7 +189,7 @@ def evaluate(
 
     Results are kept in `folder`, so that an interrupted run resumes, and the reference runs once.
     Decoders are compared by their predictions on domains and on the text and by their answers to
-    tasks, encoders by their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and
+    tasks, encoders by their embeddings of texts and of pairs. Blocks. Raises `ThriftyError` and
     its subclasses.
     """
     options.check(model)
@@ -195,8 +202,6 @@ def evaluate(
         raise EvaluationError(
             f"{reference} is an encoder: it answers no tasks, and --items limits its texts"
         )
-    if options.domains:
-        raise EvaluationError(f"{reference} is an encoder: domains are for decoders")
     return _evaluate_encoder(model, reference, run)
 
 
@@ -276,8 +281,6 @@ def _name_steps(domain: str, on_progress: OnProgress) -> OnProgress:
 
 def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:
     options, on_progress = run.options, run.on_progress
-    text, pairs = options.text, options.pairs
-    paired, scores = read_pairs(pairs) if pairs is not None else ([], [])
     teacher = open_encoder(
         reference, run.store, exact=True, backend=options.backend, on_progress=on_progress
     )
@@ -285,27 +288,28 @@ def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:
         student: Embedder = ServedEmbedder(model, teacher.tokenizer, teacher.context_length)
     else:
         student = open_encoder(model, run.store, backend=options.backend, on_progress=on_progress)
+    most = min(options.window, teacher.context_length, student.context_length)
     found, between, labelled = EmbeddingAgreement(0, None, None, None), None, None
     try:
-        sides = ((student, "evaluate"), (teacher, "reference"))
-        most = min(options.window, teacher.context_length, student.context_length)
-        if text is not None:
-            texts = TextVectors(run.folder, text, most, options.max_items)
-            read = partial(read_passages, text)
-            new, old = (texts.embed(side, read, step, on_progress) for side, step in sides)
-            found = compare_vectors(new, old)
-        if pairs is not None:
-            texts = TextVectors(run.folder, pairs, most, None)
-            new, old = (
-                texts.embed(side, lambda: iter(paired), step, on_progress) for side, step in sides
+        sides = EncoderPair(student, teacher, run.folder, most, on_progress)
+        agreements = {
+            one.name: replace(sides, on_progress=_name_steps(one.name, on_progress)).compare_on(
+                one.path, options.max_items or DOMAIN_TEXTS
             )
-            between, labelled = compare_pairs(new, old, scores)
+            for one in options.domains
+        }
+        if options.text is not None:
+            found = sides.compare_passages(options.text, options.max_items)
+        if options.pairs is not None:
+            _, (between, labelled) = sides.compare_pairs(options.pairs)
     finally:
         teacher.close()
         student.close()
+    named = options.text is not None or options.pairs is not None
     return Evaluation(
-        student.label, teacher.label, None if text is None else str(text),
-        embeddings=replace(found, pairs=between, labelled=labelled),
+        student.label, teacher.label, None if options.text is None else str(options.text),
+        agreements=agreements,
+        embeddings=replace(found, pairs=between, labelled=labelled) if named else None,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The quality of stored models relative to a reference, recorded with each model and reused.
 
-Decoders are measured on domains, one measurement for each, and encoders on the passages of a text.
-A measurement records what it was made on: the reference, the data and how much of it, the engine,
-the processor and its features (8-bit arithmetic differs from one to the next).
+Models are measured on domains, one measurement for each. A measurement records what it was made on:
+the reference, the data and how much of it, the engine, the processor and its features (8-bit
+arithmetic differs from one to the next).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, describe_backend
 from thrifty.evaluate.divergence import Divergence
-from thrifty.evaluate.domains import Domain, find_worst
+from thrifty.evaluate.domains import Domain, find_worst_of
 from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import has_chat_template
 from thrifty.evaluate.run import (
+    DOMAIN_TEXTS,
     DOMAIN_TOKENS,
     TOP_K,
     WINDOW,
-    Evaluation,
     EvaluationOptions,
     evaluate,
 )
@@ -40,14 +40,13 @@ from thrifty.graphs.arithmetic import ACTIVATION_GROUP, limit_features
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
-"""Kinds of measurements: decoders on a domain, encoders on a text, decoders on tasks."""
+"""Kinds of measurements: decoders on a domain, encoders on a domain, decoders on tasks."""
 DOMAINS = ("chat", "encyclopedia", "web", "code", "questions")
 """The data sets that chat models are evaluated on by default."""
 CONVERSATIONS = frozenset({"chat", "questions"})
 """Those of them that need a chat template."""
-HELD_OUT = "wiki"
-HELD_OUT_TEXTS = 1024
-"""Passages of held-out text that encoders are evaluated on."""
+ENCODER_DOMAINS = ("wiki", "pairs")
+"""The data sets that encoders are evaluated on by default: passages, and pairs of texts."""
 LOG = "log:"
 """Begins the name of a deployment whose recorded conversations are a domain."""
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
@@ -71,13 +70,13 @@ class EvaluationSuite:
 
     reference: NamedVersion
     domains: tuple[DataFile, ...] = ()
-    """What decoders are compared on, one by one; for encoders, texts."""
+    """What models are compared on, one by one."""
     family: Family = Family.DECODER
     """The reference's. Models of the other family are not evaluated."""
     tokens: int = DOMAIN_TOKENS
     """Tokens of each domain, for decoders."""
-    texts: int = HELD_OUT_TEXTS
-    """Passages of each text, for encoders."""
+    texts: int = DOMAIN_TEXTS
+    """Texts of each domain, for encoders."""
     tasks: tuple[DataFile, ...] = ()
     items: int | None = None
     """The most items of each task."""
@@ -150,7 +149,7 @@ def describe_missing(name: str) -> str | None:
 def name_default_domains(store: Store, artifact: Artifact) -> tuple[str, ...]:
     """What models are evaluated on if nothing is named, for a reference."""
     if artifact.description.family is Family.ENCODER:
-        return (HELD_OUT,)
+        return ENCODER_DOMAINS
     if has_chat_template(store, artifact):
         return DOMAINS
     return tuple(name for name in DOMAINS if name not in CONVERSATIONS)
@@ -220,9 +219,9 @@ def find_worst_domain(measured: Iterable[Measurement]) -> Measurement | None:
     found = {
         one.values["domain"]: one
         for one in measured
-        if one.kind == QUALITY and "domain" in one.values
+        if one.kind in (QUALITY, EMBEDDINGS) and "domain" in one.values
     }
-    worst = find_worst({name: one.values["perplexity_ratio"] for name, one in found.items()})
+    worst = find_worst_of({name: one.values for name, one in found.items()})
     return None if worst is None else found[worst]
 
 
@@ -253,33 +252,26 @@ def measure_quality(
     tasks = [task for task, known in on_tasks.items() if known is None]
     common = {"beside": suite.reference.label, "form": describe_weights(artifact)}
 
-    def measure(options: EvaluationOptions) -> Evaluation:
-        return evaluate(
-            version.label, suite.reference.label, options, store=store, folder=folder,
-            on_progress=on_progress,
-        )  # fmt: skip
-
-    def record(domain: DataFile, found: EmbeddingAgreement | Divergence | None) -> None:
-        assert found is not None
+    def record(domain: DataFile, found: EmbeddingAgreement | Divergence) -> None:
         values = {**common, "domain": domain.name, "path": str(domain.path), **asdict(found)}
         on_domains[domain] = store.record_measurement(
             artifact.id, suite.kind, suite.domain_conditions(domain), values
         )
 
-    if encoder:
-        for domain in domains:
-            options = EvaluationOptions(text=domain.path, max_items=suite.texts)
-            record(domain, measure(options).embeddings)
-    elif domains or tasks:
+    if domains or tasks:
         options = EvaluationOptions(
             domains=[Domain(domain.name, domain.path) for domain in domains],
             tasks=[str(task.path) for task in tasks],
             domain_tokens=suite.tokens,
-            max_items=suite.items,
+            max_items=suite.texts if encoder else suite.items,
         )
-        measured = measure(options)
+        measured = evaluate(
+            version.label, suite.reference.label, options, store=store, folder=folder,
+            on_progress=on_progress,
+        )  # fmt: skip
         for domain in domains:
-            record(domain, measured.domains[domain.name])
+            given = measured.agreements if encoder else measured.domains
+            record(domain, given[domain.name])
         for task in tasks:
             scores = measured.tasks[_key_of(task)].as_dict()
             values = {**common, "task": task.name, "path": str(task.path), **scores}

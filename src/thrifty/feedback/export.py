@@ -8,10 +8,10 @@ A response is liked or disliked by the majority of those who judged it; each per
                                            the same prompt the liked over the disliked one
     kto   {"prompt", "completion", "label"} liked and disliked answers, and corrections as liked
 
-The formats are the conversational ones of TRL. Rows have the `tools` and `chat_template_kwargs` of
-their requests, because the prompt that was answered was rendered with them. Pseudonyms that redaction
-put in place of personal data may stand in a prompt; an answer with one is no target, because a model
-would learn to say it.
+The formats are the conversational ones of TRL. A row has `tools` as the model was told of them, and
+`chat_template_kwargs`, where its request had some, so that the prompt that is learned is the one that
+was served. Pseudonyms that redaction put in place of personal
+data may stand in a prompt; an answer with one is no target, because a model would learn to say it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from thrifty.db import Database
 from thrifty.db.feedback import Judged, Judgement, read_judged
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import Subjects
+from thrifty.engines.server.tools import parse_tools
 from thrifty.observe.redact import find_pseudonym
-from thrifty.observe.texts import Message, parse_answer, parse_context, parse_prompt
+from thrifty.observe.texts import Message, parse_answer, parse_facts, parse_prompt
+from thrifty.openai.errors import WireError
 
 CHAT = "/v1/chat/completions"
 
@@ -55,7 +57,7 @@ REASONS = {
     "disliked": "disliked, and not corrected",
     "same": "corrected to what was answered",
     "unreadable": "whose texts cannot be read",
-    "context": "whose tools were too long to be recorded",
+    "unlike": "whose prompt cannot be made again (continued, cut, or with too much to keep)",
 }
 """Why a judged response gives no row, completing "responses ..."."""
 
@@ -88,12 +90,12 @@ class _Example:
 
     judged: Judged
     prompt: list[Message]
+    told: dict[str, Any]
+    """`tools` and `chat_template_kwargs`, those of them that the request had."""
     answer: Message | None
     """The one answer; None if it may be no target."""
     correction: str | None
     liked: bool | None
-    context: dict[str, Any]
-    """The request's `tools` and `chat_template_kwargs`, as far as it had any."""
 
 
 def export_rows(
@@ -158,13 +160,12 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
         return None
     try:
         prompt, answers = parse_prompt(texts.prompt), parse_answer(texts.answer)
+        told = _read_told(texts.facts)
     except ValueError:
         skipped.note("unreadable")
         return None
-    try:
-        context = parse_context(texts.facts)
-    except ValueError:
-        skipped.note("context")
+    if told is None:
+        skipped.note("unlike")
         return None
     answer = answers[0] if len(answers) == 1 else None
     correction = newest.text if newest is not None else None
@@ -178,7 +179,24 @@ def _read_example(database: Database, judged: Judged, skipped: Skipped) -> _Exam
     if answer is None and correction is None:
         skipped.note("pseudonym")
         return None
-    return _Example(judged, prompt, answer, correction, liked, context)
+    return _Example(judged, prompt, told, answer, correction, liked)
+
+
+def _read_told(facts: str | None) -> dict[str, Any] | None:
+    """What the model was told beside the messages; None where the prompt cannot be made again.
+    Raises `ValueError` where the facts cannot be read.
+    """
+    found = parse_facts(facts)
+    if "unlike" in found:
+        return None
+    try:
+        plan = parse_tools(found)
+    except WireError:  # redaction replaced a part of a name, or a version before took more
+        return None
+    told: dict[str, Any] = {"tools": plan.tools} if plan.active else {}
+    if found.get("chat_template_kwargs"):
+        told["chat_template_kwargs"] = found["chat_template_kwargs"]
+    return told
 
 
 def _find_obstacle(judged: Judged, liked: bool | None, *, corrected: bool) -> str | None:
@@ -209,7 +227,7 @@ def _make_sft(example: _Example, subjects: Subjects, skipped: Skipped) -> Iterat
         return
     yield {
         "messages": [*example.prompt, target],
-        **example.context,
+        **example.told,
         "provenance": _describe(example.judged, source, subjects),
     }
 
@@ -227,9 +245,9 @@ def _make_kto(example: _Example, subjects: Subjects, skipped: Skipped) -> Iterat
     for completion, label, source in rows:
         yield {
             "prompt": example.prompt,
+            **example.told,
             "completion": [completion],
             "label": label,
-            **example.context,
             "provenance": _describe(example.judged, source, subjects),
         }
 
@@ -252,7 +270,7 @@ def _make_pairs(
         elif example.answer is None:
             skipped.note("pseudonym")
         elif example.liked is not None:
-            key = _hash_prompt(judged, example)
+            key = _hash_prompt(example)
             by_prompt.setdefault(key, {}).setdefault(example.liked, []).append(judged)
     for sides in by_prompt.values():
         liked, disliked = sides.get(True, []), sides.get(False, [])
@@ -265,7 +283,8 @@ def _make_pairs(
             second = _read_example(database, worse, skipped)
             if first is not None and second is not None and first.answer and second.answer:
                 yield _pair(
-                    first, first.answer, second.answer, [better, worse], "same prompt", subjects
+                    first, first.answer, second.answer, [better, worse], "same prompt",
+                    subjects,
                 )  # fmt: skip
 
 
@@ -279,16 +298,17 @@ def _pair(
 ) -> dict[str, Any]:
     return {
         "prompt": example.prompt,
+        **example.told,
         "chosen": [chosen],
         "rejected": [rejected],
-        **example.context,
         "provenance": [_describe(one, source, subjects) for one in judged],
     }
 
 
-def _hash_prompt(judged: Judged, example: _Example) -> bytes:
-    asked = [judged.tenant, judged.deployment, example.prompt, example.context]
-    key = json.dumps(asked, sort_keys=True)
+def _hash_prompt(example: _Example) -> bytes:
+    judged = example.judged
+    told = [example.prompt, *(example.told.items())]
+    key = json.dumps([judged.tenant, judged.deployment, told], sort_keys=True)
     return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -24,7 +24,7 @@ from thrifty.db.feedback import (
     save_feedback,
 )
 from thrifty.db.keys import Key
-from thrifty.errors import DatabaseError, NameTakenError
+from thrifty.errors import DatabaseError, NameTakenError, RedactionError
 from thrifty.feedback.inbox import InboxPages
 from thrifty.feedback.parse import ParsedFeedback, parse_feedback
 from thrifty.feedback.rates import Rates
@@ -47,7 +47,7 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.same_origin import SameOrigin
-from thrifty.observe.redact import Redactor
+from thrifty.observe.redact import Redact, Redactor, redact_together
 from thrifty.observe.texts import redact_json
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
@@ -57,6 +57,7 @@ from thrifty.openai.errors import (
     WireError,
     bad_request,
     explain_database,
+    unavailable,
 )
 from thrifty.openai.feedback_tokens import HEADER, FeedbackTokens, TokenHolder
 from thrifty.openai.response_ids import ResponseIds, read_time_s
@@ -179,6 +180,11 @@ class FeedbackPages:
             raise WireError(
                 429, f"{error}.", type=RATE_LIMIT, code="feedback_limit", retry_after_s=3600.0
             ) from None
+        except RedactionError:
+            raise unavailable(
+                "names in texts cannot be found now, and so they are not stored; retry later, or leave "
+                "'comment', 'correction' and 'tags' out", "redaction_away", 30.0,
+            ) from None  # fmt: skip
         except DatabaseError as error:
             raise explain_database(error) from None
         return saved
@@ -298,15 +304,15 @@ class FeedbackPages:
 
 
 def _redact(feedback: Feedback, redactor: Redactor) -> Feedback:
-    def redact(text: str) -> str:
-        return redactor.redact(text, feedback.tenant)
+    def apply(redact: Redact) -> Feedback:
+        items = tuple(
+            item if item.text is None else replace(item, text=redact(item.text))
+            for item in feedback.items
+        )
+        tags = None if feedback.tags is None else redact_json(feedback.tags, redact)
+        return replace(feedback, items=items, tags=tags)
 
-    items = tuple(
-        item if item.text is None else replace(item, text=redact(item.text))
-        for item in feedback.items
-    )
-    tags = None if feedback.tags is None else redact_json(feedback.tags, redact)
-    return replace(feedback, items=items, tags=tags)
+    return redact_together(apply, lambda texts: redactor.prepare(texts, feedback.tenant))
 
 
 def describe_feedback(row: FeedbackRow, history: list[Any]) -> dict[str, Any]:

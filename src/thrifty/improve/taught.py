@@ -89,10 +89,14 @@ def forget_answers(turn: Turn) -> None:
 
 
 def list_disliked(turn: Turn, sifted: Sifted) -> list[dict[str, Any]]:
-    """Rows of disliked answers that nobody corrected, the newest first."""
+    """Rows of disliked answers that nobody corrected, the newest first. What was asked with tools
+    is left out: a teacher's answer would be a call as often as a text.
+    """
     subjects = open_subjects(turn.database)
     rows = export_rows(turn.database, Form.KTO, subjects, Skipped(), judged=sifted.judged)
-    found = [row for row in rows if row["provenance"]["source"] == "disliked"]
+    found = [
+        row for row in rows if row["provenance"]["source"] == "disliked" and "tools" not in row
+    ]
     corrected = {
         one.response for one in sifted.judged if any(said.kind == "correction" for said in one.judgements)
     }  # fmt: skip

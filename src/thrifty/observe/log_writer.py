@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from thrifty.db import Database
 from thrifty.db.feedback import prune_feedback
 from thrifty.db.request_log import COLUMNS, BadRow, Entry, RequestLog
-from thrifty.errors import DatabaseError
+from thrifty.errors import DatabaseError, RedactionError
 from thrifty.observe.clock_watch import ClockWatch
-from thrifty.observe.redact import Redactor
+from thrifty.observe.redact import Redactor, redact_together
 from thrifty.observe.texts import redact_json
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ QUEUE_TEXT_BYTES = 64_000_000
 """Bound on the memory held for texts to come; beyond it, rows are written without texts."""
 BATCH_ROWS = 512
 BATCH_TEXT_CHARS = 8_000_000
+BATCH_S = 1.0
+"""A batch is written after this long, however few rows it has: finding names takes milliseconds a
+text."""
 INTERVAL_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 STOPPED_S = 10.0
@@ -118,6 +121,7 @@ class LogWriter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._texts_until_s = float("inf")
         self._fault = ""
         self._fault_since_s: float | None = None
         self._full_since_s: float | None = None
@@ -174,14 +178,14 @@ class LogWriter:
                     make_text, text_bytes = None, 0
                 self._text_bytes += text_bytes
             if make_text is None:
-                self._on_texts_lost(1)
-                self._log_once("texts", "texts arrive faster than they are written; some are lost")
+                self._note_crowded()
         self._queue.append(_Waiting(row, make_text, text_bytes))
         if waiting + 1 == BATCH_ROWS:
             self._wake.set()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Write the remaining rows, for at most `timeout_s`."""
+        self._texts_until_s = time.monotonic() + timeout_s / 2
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
@@ -238,12 +242,24 @@ class LogWriter:
 
     def _take_batch(self) -> None:
         """Move rows from the queue into the batch, and make their texts."""
-        chars = 0
-        while self._queue and len(self._batch) < BATCH_ROWS and chars <= BATCH_TEXT_CHARS:
+        chars, until_s = 0, time.monotonic() + BATCH_S
+        while (
+            self._queue
+            and len(self._batch) < BATCH_ROWS
+            and chars <= BATCH_TEXT_CHARS
+            and time.monotonic() < until_s
+        ):
+            # Rather rows without texts than no rows.
+            crowded = (
+                self._count_waiting() > QUEUE_ROWS // 2 or time.monotonic() > self._texts_until_s
+            )
             row, make_text, text_bytes = self._queue.popleft()
             if text_bytes:
                 with self._lock:
                     self._text_bytes -= text_bytes
+            if make_text is not None and crowded:
+                make_text = None
+                self._note_crowded()
             text = self._make_text(make_text)
             if self._redactor is not None and row[_TAGS] is not None:
                 row = self._redact_tags(row, self._redactor)
@@ -253,14 +269,30 @@ class LogWriter:
     def _make_text(self, make_text: MakeTexts | None) -> tuple[str, str, str | None] | None:
         try:
             return None if make_text is None else make_text()
+        except RedactionError as error:
+            self._on_texts_lost(1)
+            self._log_once("redaction", f"texts of requests are not recorded: {error}")
+            return None
         except Exception:
+            self._on_texts_lost(1)
             if self._log_once("text", "the texts of a response cannot be made and are left out"):
                 log.exception("the reason is:")
             return None
 
+    def _note_crowded(self) -> None:
+        self._on_texts_lost(1)
+        self._log_once("texts", "texts arrive faster than they are written; some are lost")
+
     def _redact_tags(self, row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
         try:
-            tags = redact_json(row[_TAGS], lambda text: redactor.redact(text, row[_TENANT] or ""))
+            tenant = row[_TENANT] or ""
+            tags: str | None = redact_together(
+                lambda redact: redact_json(row[_TAGS], redact),
+                lambda texts: redactor.prepare(texts, tenant),
+            )
+        except RedactionError as error:
+            self._log_once("tags", f"tags of requests are not recorded: {error}")
+            tags = None
         except Exception:
             log.exception("the tags of a request cannot be redacted and are left out")
             tags = None

@@ -1,10 +1,12 @@
 """Puts pseudonyms in the place of personal data, before texts are written.
 
 Found: mail addresses, phone numbers, payment cards (Luhn), IBANs (mod 97), national ids
-(`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses are not: they
-need a model. A pseudonym such as `<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant:
-the same address is the same pseudonym throughout a tenant's conversations, so that they still make
-sense, and nobody without the key can test a guess.
+(`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses need a model
+(`observe/names`), which says what of them is in texts; here they are replaced. A pseudonym such as
+`<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant: the same address is the same
+pseudonym throughout a tenant's conversations, so that they still make sense, and nobody without
+the key can test a guess. Each word of a name has a pseudonym of its own, so that a person who is
+first called by the whole name and then by a part of it stays the same.
 
 Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
 scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
@@ -14,12 +16,14 @@ holds the interpreter lock for the length of a search.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from hashlib import blake2b
+from typing import NamedTuple, TypeVar
 
 from thrifty.observe.national_ids import is_national_id
 from thrifty.observe.number_kinds import is_card, is_iban, is_phone
@@ -42,7 +46,23 @@ class Kind(StrEnum):
     ID = "ID"
     IP = "IP"
     SECRET = "SECRET"  # noqa: S105
+    NAME = "NAME"
+    ADDRESS = "ADDRESS"
 
+
+class Found(NamedTuple):
+    """Names and postal addresses, as they stand in texts."""
+
+    names: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+Redact = Callable[[str], str]
+Prepare = Callable[[Sequence[str]], Redact]
+"""What redacts texts that belong together: what is found in one of them is replaced in all."""
+FindNames = Callable[[Sequence[str]], Found]
+"""Finds names and addresses in texts. Raises `RedactionError` where it cannot."""
+T = TypeVar("T")
 
 Replace = Callable[[Kind, str], str]
 """The pseudonym of a value, in the form that is the same however it is written."""
@@ -91,12 +111,31 @@ _WORD = frozenset(string.ascii_letters + string.digits + "_")
 class Redactor:
     """Redacts texts with a key (16 to 64 bytes) of the service. Any thread may use it."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, find_names: FindNames | None = None) -> None:
+        """Without `find_names`, names and postal addresses stay."""
         self._hash = blake2b(key=secret, digest_size=_HASH_LETTERS, person=b"redaction")
+        self._find_names = find_names
 
     def redact(self, text: str, tenant: str = "") -> str:
-        """`text` with pseudonyms in the place of personal data."""
-        if not _may_hold_any(text):
+        """`text` with pseudonyms in the place of personal data. Raises `RedactionError` where names
+        are to be replaced and cannot be found.
+        """
+        if self._find_names is None:
+            return self._redact(tenant, None, text)
+        return self.prepare([text], tenant)(text)
+
+    def prepare(self, texts: Sequence[str], tenant: str = "") -> Redact:
+        """What redacts `texts`: a name that is found in one of them is replaced in all. Raises
+        `RedactionError` as `redact` does.
+        """
+        passages = None
+        if self._find_names is not None:
+            found = self._find_names(texts)
+            passages = _Passages(_compile(found.addresses), _compile(found.names))
+        return functools.partial(self._redact, tenant, passages)
+
+    def _redact(self, tenant: str, passages: _Passages | None, text: str) -> str:
+        if passages is None and not _may_hold_any(text):
             return text
         state = self._hash.copy()
         state.update(tenant.encode("utf-8", "surrogatepass") + b"\0")
@@ -106,17 +145,68 @@ class Redactor:
             own.update(f"{kind}\0{value}".encode("utf-8", "surrogatepass"))
             return f"<{kind}_{''.join(_LETTERS[byte % 26] for byte in own.digest())}>"
 
+        # Numbers in an address could be taken for a phone number's, and names stand in addresses of
+        # mail.
+        if passages is not None and passages.addresses is not None:
+            text = passages.addresses.sub(lambda match: _replace_address(match, replace), text)
         if _PEM_BEGIN in text:
             text = _PEM.sub(lambda match: replace(Kind.SECRET, match[0]), text)
         if len(text) <= PIECE_CHARS:
-            return _redact_piece(text, replace)
-        return "".join(_redact_piece(piece, replace) for piece in _split(text))
+            text = _redact_piece(text, replace)
+        else:
+            text = "".join(_redact_piece(piece, replace) for piece in _split(text))
+        if passages is not None and passages.names is not None:
+            text = passages.names.sub(lambda match: _replace_name(match, replace), text)
+        return text
+
+
+def redact_together(apply: Callable[[Redact], T], prepare: Prepare) -> T:
+    """What `apply` makes of a redaction of all texts that it redacts. It is called twice: first to
+    see them. Raises `RedactionError`.
+    """
+    seen: list[str] = []
+
+    def note(text: str) -> str:
+        seen.append(text)
+        return text
+
+    apply(note)
+    return apply(prepare(seen))
 
 
 def find_pseudonym(text: str) -> str | None:
     """The first pseudonym in a text; None if there is none."""
     found = _PSEUDONYM.search(text)
     return None if found is None else found[0]
+
+
+class _Passages(NamedTuple):
+    """What matches names and addresses that were found; None where none was."""
+
+    addresses: re.Pattern[str] | None
+    names: re.Pattern[str] | None
+
+
+_NAME_WORD = re.compile(r"[^\W\d_]+(?:['\u2019\-][^\W\d_]+)*")
+
+
+def _compile(passages: Sequence[str]) -> re.Pattern[str] | None:
+    """What matches pseudonyms, which stay, and passages that stand alone, the longest first."""
+    words = (r"\s+".join(map(re.escape, passage.split())) for passage in passages)
+    written = "|".join(filter(None, words))
+    return re.compile(rf"{_PSEUDONYM.pattern}|(?<!\w)(?:{written})(?!\w)") if written else None
+
+
+def _replace_address(match: re.Match[str], replace: Replace) -> str:
+    if _PSEUDONYM.fullmatch(match[0]):
+        return match[0]
+    return replace(Kind.ADDRESS, " ".join(re.findall(r"\w+", match[0].casefold())))
+
+
+def _replace_name(match: re.Match[str], replace: Replace) -> str:
+    if _PSEUDONYM.fullmatch(match[0]):
+        return match[0]
+    return _NAME_WORD.sub(lambda word: replace(Kind.NAME, word[0].casefold()), match[0])
 
 
 _TRIGGER = re.compile(r"[0-9@=]|-----BEGIN|: ?\S{6}")

@@ -4,17 +4,20 @@ cache hits.
 A prompt is a JSON list of messages, `{"role", "content", ...}`; content is always text. Images and
 other parts are named in brackets without their data. An answer is its plain text. If it has more
 than text (tool calls, several choices, a refusal, reasoning), it is a JSON list with one message
-per choice. `parse_answer` reads both.
+per choice. `parse_answer` reads both. What else a prompt was made of, such as declared tools, is in
+the facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from thrifty.db.request_log import RecordedText
+from thrifty.observe.redact import Prepare, Redact, redact_together
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 from thrifty.untrusted_text import sanitize_text
@@ -26,17 +29,24 @@ MAX_NAME_CHARS = 256
 MAX_FORMAT_CHARS = 20_000
 """Longer descriptions of a wanted format are left out."""
 MAX_TOOLS_CHARS = 200_000
-"""Longer declarations of tools, and arguments of the chat template, are left out, and named so."""
+"""Longer declarations of tools, and arguments of chat templates, are left out, and the facts say
+so.
+"""
 MAX_TOKEN_IDS = 100_000
 
+FIELDS = {
+    "format": "response_format",
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "chat_template_kwargs": "chat_template_kwargs",
+}
+"""Facts that are fields of the request."""
 _LIST_BEGINS = '[{"role":"assistant"'
 _NAMES = ("name", "tool_call_id")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
-_CONTEXT = {"tools": "tools", "template": "chat_template_kwargs"}
 
 NO_KEY = "The texts are encrypted with a key that is missing; see 'thrifty encryption status'."
 Message = dict[str, Any]
-Redact = Callable[[str], str]
 
 
 class Texts(NamedTuple):
@@ -45,9 +55,11 @@ class Texts(NamedTuple):
     prompt: str
     answer: str
     facts: str | None = None
-    """JSON, None where there is nothing to say: `finish` (why each choice ended), and of
-    the request, as JSON in a text, `format` (`response_format`), `tools` (those that the model was
-    told of) and `template` (`chat_template_kwargs`). `left_out` names those that were too long."""
+    """JSON with `format`, `tools`, `tool_choice` and `chat_template_kwargs` (the request's fields
+    of these names, each as JSON in a text; `format` is its `response_format`), `finish` (why each
+    choice ended), and `unlike` (why a prompt cannot be made again from the rest); None where there
+    is none of them.
+    """
 
 
 def make_texts(
@@ -56,14 +68,14 @@ def make_texts(
     answer: bytes | None,
     *,
     streamed: bool = False,
-    redact: Redact | None = None,
+    prepare: Prepare | None = None,
 ) -> Texts | None:
     """The texts of one response; None if there are none to record (embeddings, tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
-    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `redact`
-    puts pseudonyms in the place of personal data. Never raises, whatever a client or a server
-    sends.
+    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `prepare`
+    gives what puts pseudonyms in the place of personal data. Never raises, whatever a client or a
+    server sends, but a `RedactionError` where texts cannot be redacted.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))
@@ -75,11 +87,19 @@ def make_texts(
         answer = assemble_stream(answer, partial=True)
     whole = _decode_choices(answer)
     choices = [_read_choice(choice) for choice in whole]
-    facts = _write_facts(request, whole, redact)
-    if redact is not None:
-        _redact_all(messages, redact)
-        _redact_all(choices, redact)
-    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)), facts)
+    facts = _read_facts(request, whole)
+    if prepare is not None:
+
+        def redact_all(redact: Redact) -> None:
+            _redact_all(messages, redact)
+            _redact_all(choices, redact)
+
+        redact_together(redact_all, prepare)
+        # Applications write these, and names in them are rather those of fields.
+        _redact_facts(facts, prepare([]))
+    if sum(len(holder[key]) for holder, key in _walk_texts(messages)) > MAX_CHARS:
+        facts["unlike"] = "cut"
+    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)), _write_facts(facts))
 
 
 def parse_prompt(prompt: str) -> list[Message]:
@@ -94,30 +114,28 @@ def parse_answer(answer: str) -> list[Message]:
     return [{"role": "assistant", "content": answer}] if answer else []
 
 
-def parse_context(facts: str | None) -> dict[str, Any]:
-    """What a prompt was rendered with besides its messages, under the names of the request's fields
-    `tools` and `chat_template_kwargs`; of the column `facts`. Raises `ValueError` where it was too
-    long to be recorded, or is in no known form.
+def parse_facts(facts: str | None) -> dict[str, Any]:
+    """The facts in the column `facts`, those of the request decoded. Raises `ValueError` if it
+    holds anything else.
     """
-    known = msgspec.json.decode(facts, type=dict[str, Any]) if facts else {}
-    if known.get("left_out"):
-        raise ValueError(f"{' and '.join(known['left_out'])} were too long to be recorded")
-    return {
-        field: msgspec.json.decode(known[name]) for name, field in _CONTEXT.items() if name in known
-    }
+    found = msgspec.json.decode(facts, type=dict[str, Any]) if facts else {}
+    return found | {name: msgspec.json.decode(found[name]) for name in FIELDS if name in found}
 
 
 def describe_texts(texts: RecordedText | None) -> dict[str, Any]:
-    """`prompt` and `answer` as messages, None where there are none, and `texts_fault` where they
-    are recorded and cannot be read.
+    """`prompt` and `answer` as messages, `tools` as they were declared, None where there are none,
+    and `texts_fault` where they are recorded and cannot be read.
     """
-    found: dict[str, Any] = {"prompt": None, "answer": None}
+    found: dict[str, Any] = {"prompt": None, "answer": None, "tools": None}
     if texts is None:
         return found
     if not texts.readable:
         return found | {"texts_fault": NO_KEY}
     try:
-        return {"prompt": parse_prompt(texts.prompt), "answer": parse_answer(texts.answer)}
+        return {
+            "prompt": parse_prompt(texts.prompt), "answer": parse_answer(texts.answer),
+            "tools": parse_facts(texts.facts).get("tools"),
+        }  # fmt: skip
     except ValueError:
         return found | {"texts_fault": "The recorded texts are not in a known form."}
 
@@ -178,8 +196,9 @@ def _read_message(message: Any) -> Message:
 def _read_call(call: Any) -> Message:
     call = call if isinstance(call, dict) else {}
     custom = call.get("custom")
-    if isinstance(custom, dict):  # a tool that takes text
-        call = {**call, "function": {"name": custom.get("name"), "arguments": custom.get("input")}}
+    if isinstance(custom, dict):  # a tool that takes text; models are told of one with `input`
+        given = {"input": custom.get("input")}
+        call = {**call, "function": {"name": custom.get("name"), "arguments": given}}
     function = call.get("function")
     function = function if isinstance(function, dict) else {}
     arguments = function.get("arguments")
@@ -189,10 +208,18 @@ def _read_call(call: Any) -> Message:
         "function": {
             "name": _read_name(function.get("name")),
             "arguments": sanitize_text(
-                arguments if isinstance(arguments, str) else _encode(arguments)
+                arguments if isinstance(arguments, str) else _write_arguments(arguments)
             ),
         },
     }
+
+
+def _write_arguments(arguments: Any) -> str:
+    """Arguments that are no text, as a server writes them for a chat template."""
+    try:
+        return json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    except (RecursionError, TypeError, ValueError):
+        return _encode(arguments)
 
 
 def _read_content(content: Any) -> str | None:
@@ -252,48 +279,57 @@ def _decode_choices(answer: bytes | None) -> list[Mapping[str, Any]]:
     return found[:MAX_MESSAGES]
 
 
-def _write_facts(
-    request: Mapping[str, Any], choices: list[Mapping[str, Any]], redact: Redact | None
-) -> str | None:
-    facts: dict[str, Any] = {}
-    for name, value, most in (
-        ("format", request.get("response_format"), MAX_FORMAT_CHARS),
-        ("tools", _find_tools(request), MAX_TOOLS_CHARS),
-        ("template", request.get("chat_template_kwargs"), MAX_TOOLS_CHARS),
-    ):
-        if not isinstance(value, dict | list) or not value:
-            continue
-        text = _encode(value)
-        text = redact_json(text, redact) if redact is not None else text
-        if len(text) <= most:
-            facts[name] = sanitize_text(text)
-        elif name in _CONTEXT:
-            facts.setdefault("left_out", []).append(name)
+def _read_facts(request: Mapping[str, Any], choices: list[Mapping[str, Any]]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        name: _encode(request[key])
+        for name, key in FIELDS.items()
+        if isinstance(request.get(key), dict | list | str) and request[key]
+    }
+    if request.get("continue_final_message") or request.get("add_generation_prompt") is False:
+        facts["unlike"] = "continued"
+    elif request.get("truncate_prompt_tokens") is not None:
+        facts["unlike"] = "truncated"
+    elif _holds_more(request.get("messages")):
+        facts["unlike"] = "parts"
     reasons = [choice.get("finish_reason") for choice in choices]
     if any(isinstance(one, str) for one in reasons):
         facts["finish"] = [
             sanitize_text(one, MAX_NAME_CHARS) if isinstance(one, str) else None for one in reasons
         ]
+    return facts
+
+
+def _holds_more(messages: Any) -> bool:
+    """Whether messages hold more than is kept of them: images and the like, or too many."""
+    if not isinstance(messages, list):
+        return False
+    contents = [one.get("content") for one in messages if isinstance(one, dict)]
+    parts = [part for one in contents if isinstance(one, list) for part in one]
+    return (
+        len(messages) > MAX_MESSAGES
+        or len(parts) > MAX_MESSAGES
+        or any(not isinstance(one, dict) or "text" not in one for one in parts)
+    )
+
+
+def _redact_facts(facts: dict[str, Any], redact: Redact) -> None:
+    """Redact facts in place."""
+    for name in FIELDS:
+        if name in facts:
+            facts[name] = redact_json(facts[name], redact)
+
+
+def _write_facts(facts: dict[str, Any]) -> str | None:
+    for name in FIELDS:
+        if name not in facts:
+            continue
+        if len(facts[name]) > (MAX_FORMAT_CHARS if name == "format" else MAX_TOOLS_CHARS):
+            del facts[name]
+            if name != "format":
+                facts["unlike"] = f"{name} too long"
+        else:
+            facts[name] = sanitize_text(facts[name])
     return _encode(facts) if facts else None
-
-
-def _find_tools(request: Mapping[str, Any]) -> list[Any] | None:
-    """The tools that the model was told of: a choice of `none` hides all, a named one others."""
-    tools, choice = request.get("tools"), request.get("tool_choice")
-    if not isinstance(tools, list) or choice == "none":
-        return None
-    if not isinstance(choice, dict) or choice.get("type") not in ("function", "custom"):
-        return tools
-    kind = str(choice["type"])
-    return [
-        one for one in tools if isinstance(one, dict) and one.get(kind) is not None
-        and _name_of(one, kind) == _name_of(choice, kind)
-    ]  # fmt: skip
-
-
-def _name_of(value: Mapping[str, Any], kind: str) -> Any:
-    holder = value.get(kind)
-    return holder.get("name") if isinstance(holder, dict) else None
 
 
 def _read_choice(choice: Mapping[str, Any]) -> Message:
@@ -373,10 +409,13 @@ def _redact_text(text: str, redact: Redact) -> str:
 
 
 def redact_json(text: str, redact: Redact) -> str:
-    """JSON with its strings and numbers redacted, so that it stays JSON; other text as text."""
+    """JSON with its strings and numbers redacted, so that it stays JSON; other text as text. Where
+    nothing is found it stays as it is written, because chat templates write it so.
+    """
     try:
         value = msgspec.json.decode(text)
-        return _encode(_redact_value(value, redact))
+        redacted = _redact_value(value, redact)
+        return text if redacted == value else _encode(redacted)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return redact(text)
 

@@ -141,15 +141,15 @@ def _make_domains(found: Optimized) -> list[tuple[str, str]]:
 
 def _describe_conditions(found: Optimized) -> list[str]:
     request, machine = found.request, found.machine
-    price = request.price_per_hour
+    price = found.price
     asked = f"{found.questions} questions" if found.questions else "no questions"
     return [
         f"Machine: {machine.processor}, {machine.core_count} cores, "
         f"{format_bytes(machine.memory_bytes)}; engine {found.engine}; Thrifty {__version__}.",
         f"Reference: {found.reference.label}. Judged on {', '.join(found.domains)}, and {asked}.",
         f"Load: {found.load}; objective: {request.slo or 'none, so that every answer counts'}.",
-        "Costs are relative: the machine costs 1.0 an hour." if price is None
-        else f"The machine costs {price:g} an hour.",
+        "Costs are relative to a machine for 1.0 an hour." if found.relative
+        else f"The machine costs {price.per_hour:g} an hour ({price.basis}).",
         f"Budget: {format_duration(request.budget_s)}, of which "
         f"{format_duration(found.outcome.spent_s)} were used.",
         f"Intervals of drops hold together for the {FINALISTS} forms that are proved at most, with "

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.bench.summary import parse_objective
 from thrifty.compress.mix import choose_text, find_mix
 from thrifty.compress.overlap import check_apart
+from thrifty.control.machine_price import MachinePrice, find_price_here
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, CompressionError
@@ -44,6 +46,8 @@ from thrifty.types import Family, Format, OnProgress, ignore_progress
 from thrifty.units import format_duration
 from thrifty.version import __version__
 
+RELATIVE_PRICE = 1.0
+"""Of an hour, where nobody says what the machine costs."""
 MOST_QUESTIONS = 1000
 """Questions with known answers that are asked at most."""
 
@@ -59,7 +63,10 @@ class OptimizeRequest:
     budget_s: float = 3600.0
     out: str | None = None
     price_per_hour: float | None = None
-    """None: 1.0, and costs are relative."""
+    """What the machine costs. Default: what `spec` says, or what was applied in the home says;
+    else costs are relative to a machine for 1.0 an hour."""
+    spec: Path | None = None
+    """A spec whose price of the machine counts."""
     domains: Sequence[str] = ()
     text: Sequence[str] = ()
     """What is learned from. Default: as for a distillation."""
@@ -77,6 +84,7 @@ class OptimizeRequest:
         parts += ["--out", self.out] if self.out else []
         if self.price_per_hour is not None:
             parts += ["--price-per-hour", f"{self.price_per_hour:g}"]
+        parts += ["--spec", str(self.spec)] if self.spec is not None else []
         for name in self.domains:
             parts += ["--domain", name]
         for name in self.text:
@@ -97,6 +105,7 @@ class Optimized:
     domains: Sequence[str]
     questions: int
     outcome: Outcome
+    price: MachinePrice
     registered: NamedVersion | None = None
     snippet: str = ""
     """The spec that serves the winner."""
@@ -104,8 +113,8 @@ class Optimized:
 
     @property
     def relative(self) -> bool:
-        """Whether costs are relative, because no price was given."""
-        return self.request.price_per_hour is None
+        """Whether costs are relative, because no price is known."""
+        return not self.price.per_hour
 
     def as_dict(self) -> dict[str, Any]:
         """The output of `--json`."""
@@ -120,7 +129,8 @@ class Optimized:
             },
             "nearest": None if nearest is None else nearest.as_dict(),
             "candidates": [one.as_dict() for one in self.outcome.standings],
-            "price_per_hour": self.request.price_per_hour or 1.0, "relative": self.relative,
+            "price_per_hour": self.price.per_hour or RELATIVE_PRICE, "relative": self.relative,
+            "price_basis": self.price.basis,
             "budget_s": self.request.budget_s, "spent_s": self.outcome.spent_s,
             "command": self.request.as_command(), "notes": self.notes,
             "machine": {
@@ -148,6 +158,7 @@ def optimize(
     """
     check_max_drop(request.max_drop)
     load = parse_load(request.load)
+    price = find_price_here(home, stated=request.price_per_hour, spec=request.spec)
     with _only_search(home):
         bench, notes = make_bench(request, load, store, home, on_progress)
         lab = MachineLab(bench, store, home, machine, on_progress)
@@ -162,7 +173,7 @@ def optimize(
         if not candidates.feasible:
             raise BenchError(f"nothing can be served here: {candidates.infeasible[0][1]}")
         goal = Goal(
-            request.max_drop, request.price_per_hour or 1.0,
+            request.max_drop, price.per_hour or RELATIVE_PRICE,
             questions=_count_questions(len(bench.questions)), load_s=load.duration_s or request.load_s,
         )  # fmt: skip
         name = _name_search(request, bench, machine)
@@ -176,7 +187,7 @@ def optimize(
         optimized = Optimized(
             request, bench.source[0], f"{bench.engine.kind} {bench.engine.traits.find_version()}",
             machine, load, [one.name for one in bench.domains], len(bench.questions), outcome,
-            notes=notes,
+            price, notes=notes,
         )  # fmt: skip
         if outcome.winner is None:
             return optimized
@@ -244,11 +255,13 @@ def _check_model(version: NamedVersion, artifact: Artifact) -> None:
 
 
 def _name_search(request: OptimizeRequest, bench: Workbench, machine: Machine) -> str:
-    """Equal for the same search, whatever its budget, so that it goes on with a larger one."""
+    """Equal for the same search, whatever its budget and the machine's price, so that it goes on
+    with a larger budget. A price makes all candidates dearer alike.
+    """
     facts = [
         bench.source[1].id, request.max_drop, request.slo, bench.load.streams, bench.load.sha256,
-        request.price_per_hour, [[one.name, one.sha256] for one in bench.domains],
-        bench.text.sha256, len(bench.questions), machine.id,
+        [[one.name, one.sha256] for one in bench.domains], bench.text.sha256,
+         len(bench.questions), machine.id,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -281,7 +294,7 @@ def _register(found: Optimized, lab: MachineLab, store: Store) -> NamedVersion:
     }  # fmt: skip
     lineage = msgspec.structs.replace(
         made.lineage, recipe=recipe,
-        figures={**made.lineage.figures, "search": _make_figures(winner)},
+        figures={**made.lineage.figures, "search": _make_figures(found, winner)},
     )  # fmt: skip
     name = found.request.out or f"{found.reference.name}-optimized"
     with store.stage(f"optimize {name} {artifact.id}") as folder:
@@ -300,10 +313,11 @@ def _register(found: Optimized, lab: MachineLab, store: Store) -> NamedVersion:
     return version
 
 
-def _make_figures(winner: Standing) -> dict[str, Any]:
-    found = winner.as_dict()
+def _make_figures(found: Optimized, winner: Standing) -> dict[str, Any]:
+    known = winner.as_dict()
     kept = ("drops", "cost_per_million_tokens", "tokens_per_s_within_objective", "memory_bytes")
-    return {name: found[name] for name in kept}
+    price = {"price_per_hour": found.price.per_hour or RELATIVE_PRICE, "relative": found.relative}
+    return {name: known[name] for name in kept} | price
 
 
 def make_snippet(version: NamedVersion, engine: str, candidate: Candidate) -> str:

@@ -61,7 +61,7 @@ class Scatter:
 def make_scatters(found: Optimized) -> list[Scatter]:
     """The plots that have points."""
     standings, bound = found.outcome.standings, found.request.max_drop
-    unit = "relative to 1 an hour" if found.relative else "at the stated price"
+    unit = "relative to 1 an hour" if found.relative else f"at {found.price.per_hour:g} an hour"
     objective = " within the objective" if found.request.slo else ""
     plots = [
         Scatter(title, label, better, _collect(standings, pick), bound)

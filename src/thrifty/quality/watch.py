@@ -19,6 +19,7 @@ from thrifty.db.drift import drop_looks
 from thrifty.db.leases import make_owner, take_lease
 from thrifty.db.vectors import drop_vectors
 from thrifty.errors import DatabaseError
+from thrifty.observe.clock_watch import ClockWatch
 from thrifty.observe.rollups.roll import Keep
 from thrifty.quality.check import AnswerChecker
 from thrifty.quality.drift import look_at_days
@@ -52,6 +53,7 @@ class AnswerWatch:
         self._find_keep = find_keep
         self._judging = Judging(database, desired)
         self._owner = make_owner()
+        self._clock = ClockWatch()
         self._stopping = threading.Event()
         self._holds = threading.Event()
         self._opened: tuple[Database, AnswerChecker] | None = None
@@ -100,7 +102,9 @@ class AnswerWatch:
                         continue
                     self._holds.set()
                 self._check_some(database)
-                if time.monotonic() - cleaned_s >= CLEAN_S:
+                due = time.monotonic() - cleaned_s >= CLEAN_S
+                # Days are compared and deleted by the clock, so that it must be right.
+                if due and self._clock.may_delete():
                     cleaned_s = time.monotonic()
                     self._clean(database)
                 away = False

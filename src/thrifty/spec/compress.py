@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -62,6 +63,27 @@ Vocabulary = Annotated[
 ]
 
 
+def parse_steps(value: Any) -> int | str:
+    """In how many steps a model is pruned: a number, or `auto`. Raises `ValueError`."""
+    if value == AUTO:
+        return AUTO
+    try:
+        number = 0.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number.is_integer() or not 1 <= number <= MOST_STEPS:
+        raise ValueError(f"must be a number from 1 to {MOST_STEPS}, or {AUTO}, not {value!r}")
+    return int(number)
+
+
+MOST_STEPS = 10
+AT_ONCE = 1 / 3
+"""With `auto`, a step takes at most this share of the parameters that are there."""
+Steps = Annotated[
+    int | str, BeforeValidator(parse_steps), WithJsonSchema({"title": "number or `auto`"})
+]
+
+
 def describe_vocabulary(asked: int | float | str) -> str:
     """How many tokens are to stay, in words."""
     if isinstance(asked, str):
@@ -96,12 +118,19 @@ class PruneSpec(Section):
     tokens: Count | None = Field(
         None, ge=1, description="How many tokens of `text` are learned from. Default: 32768."
     )
+    steps: Steps | None = Field(
+        None,
+        description="In how many steps the model is pruned, each followed by an equal part of "
+        "`distill`. `auto`: as few as take at most a third of the parameters at a time. Default: 1.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        more = (self.depth, self.width, self.tokens, self.vocabulary)
+        more = (self.depth, self.width, self.tokens, self.vocabulary, self.steps)
         if not self.is_wanted and any(one is not None for one in more):
             raise ValueError("says how to prune, and not how much: set 'parameters'")
+        if self.steps not in (None, 1) and self.parameters is None:
+            raise ValueError("says in how many steps, and not how much: set 'parameters'")
         if self.may_remove == (False, False):
             raise ValueError("lets neither layers nor widths go; let one of them")
         return self
@@ -110,6 +139,16 @@ class PruneSpec(Section):
     def is_wanted(self) -> bool:
         """Whether anything is pruned."""
         return self.parameters is not None or self.vocabulary not in (None, ALL)
+
+    def count_steps(self) -> int:
+        """In how many steps the model is pruned."""
+        if self.parameters is None or self.steps is None:
+            return 1
+        if isinstance(self.steps, int):
+            return self.steps
+        # Rounding must not make two steps of exactly a third.
+        needed = math.log(self.parameters) / math.log(1 - AT_ONCE) - 1e-9
+        return min(MOST_STEPS, max(1, math.ceil(needed)))
 
     @property
     def may_remove(self) -> tuple[bool, bool]:
@@ -283,7 +322,7 @@ class CompressSpec(Section):
         description="The domains to judge by, none of which `text` may hold: sets, files (plain, or "
         ".jsonl with `messages` or `text`), or `NAME=FILE`. Default: `chat`, `encyclopedia`, `web`, "
         "`code` and `questions`; the first and the last only for models with a chat template; for "
-        "encoders `wiki`.",
+        "encoders `wiki` and `pairs`. For encoders, a file may have lines of two `texts`, too.",
     )
     held_out_tokens: Count | None = Field(
         None, ge=64, description="At most so many tokens of each domain are used. Default: 4096."

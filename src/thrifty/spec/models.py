@@ -16,17 +16,16 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
-from thrifty.spec.encrypt import EncryptSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import IMAGE_PATTERN, FleetSpec
 from thrifty.spec.improve import ImproveSpec
-from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.oidc import OidcSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.prices import PricesSpec
 from thrifty.spec.quality import QualitySpec
+from thrifty.spec.record import RecordSpec
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
     Bytes,
@@ -312,36 +311,6 @@ class BatchesSpec(Section):
         30 * 86400.0,
         gt=0,
         description="How long files are kept, where their owner did not say otherwise.",
-    )
-
-
-class RecordSpec(Section):
-    """What is written down about requests."""
-
-    requests: bool = Field(True, description="Keep a row for each request.")
-    prompts: bool = Field(False, description="Keep prompts and answers too. Off unless asked for.")
-    redact: bool = Field(
-        True,
-        description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
-        "national ids, IP addresses, keys) before texts, tags and feedback are written.",
-    )
-    encrypt: EncryptSpec = Field(
-        default_factory=lambda: EncryptSpec(),
-        description="Encrypt prompts, answers and texts of feedback in the database, by keys that "
-        "stand elsewhere.",
-    )
-    keep: KeepSpec = Field(
-        default_factory=lambda: KeepSpec(),
-        description="How long each kind of record is kept; a duration alone is that of requests.",
-    )
-    tenants: Count = Field(
-        200,
-        ge=1,
-        le=10_000,
-        description="How many tenants have sums of their own in a day; the rest count as one.",
-    )
-    max_rows: Count = Field(
-        10_000_000, ge=1, description="The oldest rows beyond this are deleted."
     )
 
 

@@ -56,6 +56,7 @@ from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.http.sessions import Sessions
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.names.finder import NameFinder
 from thrifty.observe.redact import Redactor
 from thrifty.observe.trace import Tracer
 from thrifty.openai.conversations import Conversations
@@ -137,7 +138,7 @@ async def assemble(
         store = await _open_store(stack, secrets_.redis_url, metrics, settings.redis_timeout_s)
         client = HttpClient()
         secret = secrets_.ids or secrets.token_bytes(32)
-        redactor = Redactor(secret) if settings.record_redact else None
+        redactor = _make_redactor(stack, settings, secret)
         telemetry = Telemetry(settings.observe.otlp, name_worker(settings), metrics)
         stack.callback(telemetry.stop)
         base = _Base(
@@ -396,6 +397,19 @@ async def _open_store(
     await store.start()
     stack.push_async_callback(store.close)
     return store
+
+
+def _make_redactor(
+    stack: contextlib.AsyncExitStack, settings: GatewaySettings, secret: bytes
+) -> Redactor | None:
+    """Make what redacts texts, with a process that finds names if there is to be one."""
+    if not settings.record_redact:
+        return None
+    if not settings.record_names:
+        return Redactor(secret)
+    finder = NameFinder(settings.record_names)
+    stack.callback(finder.close)
+    return Redactor(secret, finder.find)
 
 
 def _start_writer(

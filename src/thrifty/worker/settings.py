@@ -48,6 +48,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_requests: bool = True
     record_prompts: bool = False
     record_redact: bool = True
+    record_names: str = ""
+    """The model that finds names and addresses to redact; empty if they stay."""
     record_keep_s: float = 30 * 86400.0
     record_keep_texts_s: float | None = None
     """None: as long as rows; so for feedback."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -19,8 +20,11 @@ from sqlalchemy import event, select, text
 
 from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.db.test_database import row
+from tests.parts import until
+from thrifty.control.rollups import keep_rollups
 from thrifty.db import Database
 from thrifty.db.feedback import Feedback, Item, save_feedback
+from thrifty.db.replica_spans import read_settled_until_s
 from thrifty.db.request_log import Entry, RequestLog
 from thrifty.db.rollups import (
     DAY_S,
@@ -30,8 +34,15 @@ from thrifty.db.rollups import (
     RolledMeanwhileError,
     write_step,
 )
-from thrifty.db.tables import rollups, tenant_rollups, unrolled_rows, unrolled_thumbs
+from thrifty.db.tables import (
+    replica_spans,
+    rollups,
+    tenant_rollups,
+    unrolled_rows,
+    unrolled_thumbs,
+)
 from thrifty.errors import DatabaseError, ThriftyError
+from thrifty.observe.clock_watch import PAUSE_S, ClockWatch
 from thrifty.observe.rollups.roll import OTHER_TENANTS, Keep, Roller
 from thrifty.observe.rollups.series import Asked, Found, read_series
 
@@ -396,3 +407,51 @@ def test_a_killed_process_leaves_nothing_half_done(
     Roller(database).catch_up()
     assert total(database) == written
     database.close()
+
+
+async def test_a_clock_that_jumps_ahead_deletes_no_sums_and_settles_no_hours(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not after a request was written with the wrong time, which is then the newest one."""
+    write(database, asked(), asked(version="b"))
+    Roller(database).catch_up()
+    with database.begin() as connection:
+        connection.execute(
+            replica_spans.insert().values(
+                replica="r",
+                deployment="chat",
+                version="a",
+                process_s=1.0,
+                share=1.0,
+                basis="",
+                started_s=NOW_S - DAY_S,
+                seen_s=NOW_S,
+                ended_s=NOW_S,
+            )
+        )
+    kept = count_steps(database)
+    real, jump_s, passed_s = time.time, 60 * DAY_S, 0.0
+    now = {"ahead": 0}
+    clock = ClockWatch(lambda: real() + now["ahead"], lambda: time.monotonic() + passed_s)
+    now["ahead"] = jump_s
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    monkeypatch.setattr("thrifty.control.rollups.POLL_S", 0.01)
+    monkeypatch.setattr("thrifty.control.rollups.CLEAN_S", 0.0)
+    write(database, asked(at_s=real() + jump_s))
+    task = asyncio.ensure_future(keep_rollups(lambda: database, dict, clock))
+    try:
+        await until(lambda: len(count_steps(database)) > len(kept))
+        await asyncio.sleep(0.1)  # several times what it takes to delete them
+        assert kept <= count_steps(database)
+        with database.begin() as connection:
+            assert read_settled_until_s(connection) is None
+        passed_s = PAUSE_S  # nobody set the clock right, and so it is right
+        minutes = {one for one in kept if one[0] == MINUTE_S}
+        await until(lambda: not minutes & count_steps(database))
+    finally:
+        task.cancel()
+
+
+def count_steps(database: Database) -> set[tuple[int, int]]:
+    with database.begin() as connection:
+        return {tuple(one) for one in connection.execute(select(rollups.c.step_s, rollups.c.at_s))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from thrifty.artifacts.checkpoint import (
     load_decoder,
     load_encoder,
 )
+from thrifty.artifacts.lineage import walk_lineage
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.distill.answers import RemoteTeacher, Sampling, serve_remote
 from thrifty.compress.distill.settings import Training
@@ -174,7 +176,7 @@ class TrainingInputs:
             }  # fmt: skip
         if self._training.hidden:
             plain = make_plain(store, version, artifact, self._on_progress)[1]
-            job["layers"] = self._pair_layers(store.folder_of(plain.id))
+            job["layers"] = self._pair_layers(store.folder_of(plain.id), {artifact.id, plain.id})
         return job
 
     def _from_encoder(self, teacher: str) -> dict[str, Any]:
@@ -290,7 +292,7 @@ class TrainingInputs:
             )
         return narrowed
 
-    def _pair_layers(self, teacher: Path) -> list[int] | None:
+    def _pair_layers(self, teacher: Path, teacher_ids: set[str]) -> list[int] | None:
         """The teacher's hidden state for each of the student's, if the removed layers are known."""
         theirs, ours = load_decoder(teacher).shape, load_decoder(self._source).shape
         if theirs.hidden_size != ours.hidden_size:
@@ -298,8 +300,14 @@ class TrainingInputs:
                 f"hidden states of {ours.hidden_size} and {theirs.hidden_size} channels cannot be "
                 "compared; prune with --depth-only, or leave out --hidden"
             )
-        gone = {entry["layer"] for entry in self._student.lineage.figures.get("layers_removed", ())}
-        kept = [layer for layer in range(theirs.layers) if layer not in gone]
+        made = itertools.takewhile(
+            lambda one: one.artifact not in teacher_ids, walk_lineage(self._store, self._student)
+        )
+        kept = list(range(theirs.layers))
+        # A model that was pruned in steps numbers its layers anew after each.
+        for version in reversed(list(made)):
+            gone = {entry["layer"] for entry in version.lineage.figures.get("layers_removed", ())}
+            kept = [layer for number, layer in enumerate(kept) if number not in gone]
         if len(kept) != ours.layers:
             return None
         return [0, *(layer + 1 for layer in kept[:-1]), theirs.layers]

@@ -27,6 +27,8 @@ tokens in the order of their frequency in the text that the tokenizer was traine
 MULTIPLE = 64
 """Numbers of tokens are multiples of this, which suits kernels."""
 BYTES = 256
+SPACE_MARK = "▁"
+"""A space in the tokens of SentencePiece."""
 
 
 class TokenParts:
@@ -117,7 +119,8 @@ def find_indispensable(plan: Mapping[str, Any], used: Collection[int]) -> set[st
     if model.get("unk_token") is not None:
         kept.add(model["unk_token"])
     if model.get("byte_fallback"):
-        kept |= {f"<0x{value:02X}>" for value in range(BYTES)}
+        # Decoders turn the mark into a space before they put bytes together.
+        kept |= {SPACE_MARK, *(f"<0x{value:02X}>" for value in range(BYTES))}
     else:
         kept |= {token for token in model["vocab"] if len(token) == 1}
     ids = read_ids(plan)

@@ -71,7 +71,7 @@ def describe_for_completion(
     likeliest tokens were asked for; the chosen one is among them in any case.
     """
     return {
-        "tokens": [_name(detail.token_id, tokenizer) for detail in details],
+        "tokens": [name_token(detail.token_id, tokenizer) for detail in details],
         "token_logprobs": [detail.logprob for detail in details],
         "top_logprobs": [_rank(detail, tokenizer) for detail in details] if top else None,
         "text_offset": [min(detail.offset, length) for detail in details],
@@ -84,12 +84,14 @@ def _rank(detail: TokenDetail, tokenizer: TextTokenizer) -> dict[str, float] | N
     found: dict[str, float] = {}
     for token_id, logprob in (*detail.top, (detail.token_id, detail.logprob)):
         # Of tokens that are written alike, the likeliest counts.
-        found.setdefault(_name(token_id, tokenizer), logprob)
+        found.setdefault(name_token(token_id, tokenizer), logprob)
     return found
 
 
-def _name(token_id: int, tokenizer: TextTokenizer) -> str:
-    """A token's text; for a part of a character its bytes, which keeps such tokens apart."""
+def name_token(token_id: int, tokenizer: TextTokenizer) -> str:
+    """What a completion's `logprobs` call a token: its text; for a part of a character its bytes,
+    which keeps such tokens apart.
+    """
     raw = tokenizer.token_bytes(token_id)
     try:
         return raw.decode()

@@ -18,6 +18,7 @@ from thrifty.db import Database
 from thrifty.db.spend import KeyDay, exchange_spend, prune_spend
 from thrifty.errors import DatabaseError
 from thrifty.gateway.state.reader import FIRST_READ_TIMEOUT_S
+from thrifty.observe.clock_watch import ClockWatch
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class SpendSync:
         self._since_s = 0.0
         self._read_s = -READ_S
         self._pruned_s = time.monotonic()
+        self._clock = ClockWatch()
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -164,7 +166,7 @@ class SpendSync:
         )
         self._ledger.confirm(sums)
         self._since_s, self._read_s = at_s, now_s
-        if now_s - self._pruned_s > PRUNE_S:
+        if now_s - self._pruned_s > PRUNE_S and self._clock.may_delete():
             self._pruned_s = now_s
             await asyncio.to_thread(prune_spend, self._database)
 

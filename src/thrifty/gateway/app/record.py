@@ -142,12 +142,12 @@ class Recorder:
         if not self._prompts or call.parsed is None or not recorded:
             self._writer.put(row)
             return
-        redact = None
+        prepare = None
         if self._redactor is not None:
-            redact = functools.partial(self._redactor.redact, tenant=call.tenant)
+            prepare = functools.partial(self._redactor.prepare, tenant=call.tenant)
         texts = functools.partial(
             make_texts, call.endpoint, call.parsed.body, outcome.answer or None,
-            streamed=outcome.streamed, redact=redact,
+            streamed=outcome.streamed, prepare=prepare,
         )  # fmt: skip
         self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 

@@ -1,0 +1,1 @@
+"""Names of people and postal addresses in texts, found by a model in a process of its own."""
