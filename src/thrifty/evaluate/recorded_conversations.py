@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from thrifty.db import Database
 from thrifty.db.request_log import RecordedText, read_conversations
-from thrifty.engines.server.tools import parse_tools
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.told import read_told
 from thrifty.files import write_atomically
