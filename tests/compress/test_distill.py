@@ -432,7 +432,14 @@ class Climbing:
 
     def __init__(self, step: int, after: float) -> None:
         self.calls, self.step, self.after = 0, step, after
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
+        self.concurrent = False
+
+    def prepare(self, model: Any, numbers: Any, device: Any) -> None:
+        pass
+
+    def describe(self, notes: Any) -> dict[str, float]:
+        return {}
 
     def weigh(self, numbers: Any) -> float:
         return len(numbers)

@@ -28,7 +28,7 @@ class Curve:
 
     def __init__(self, losses: Sequence[float]) -> None:
         self.losses = list(losses)
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         self.measured = 0
         self.concurrent = False
 
@@ -37,6 +37,9 @@ class Curve:
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         return model(torch.ones(1, 2)).square().mean(), len(numbers)
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         return len(numbers)
@@ -85,7 +88,7 @@ class Squares:
 
     def __init__(self, *, concurrent: bool) -> None:
         self.concurrent = concurrent
-        self.details: dict[str, float] = {}
+        self.notes: list[tuple[float, float]] = []
         self.prepared: set[int] = set()
         self.threads: set[str] = set()
 
@@ -97,6 +100,9 @@ class Squares:
         self.threads.add(threading.current_thread().name)
         rows = torch.stack([torch.arange(4.0) * number - 3 for number in numbers])
         return (model(rows) - 1).square().mean(), len(numbers) * 4
+
+    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         return len(numbers)
