@@ -14,7 +14,6 @@ monotonic clock from there, so that a clock that is set makes no span run backwa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
@@ -57,16 +56,10 @@ def make_request_spans(ended: Ended) -> list[Span]:
 def make_attributes(values: Mapping[str, Any]) -> list[KeyValue]:
     """Attributes, without those that are not known."""
     return [
-        _make_attribute(key, value)
+        KeyValue(key=key, value=_make_value(value))
         for key, value in values.items()
         if value is not None and value != ""
     ]
-
-
-@lru_cache(maxsize=4096, typed=True)
-def _make_attribute(key: str, value: Any) -> KeyValue:
-    """Most attributes are those of the requests before. It is copied where it is used."""
-    return KeyValue(key=key, value=_make_value(value))
 
 
 def _make_value(value: Any) -> AnyValue:
