@@ -46,6 +46,7 @@ from thrifty.compress.distill.distill import (  # noqa: E402
     distill_model,
 )
 from thrifty.train import lora, student  # noqa: E402
+from thrifty.train.state import Objective  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -424,7 +425,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(
     )
 
 
-class Climbing:
+class Climbing(Objective):
     """A loss that falls until it becomes `after` at some step."""
 
     unit, examples, example_tokens, held_out_tokens = "loss", 10, 1, 1
@@ -432,14 +433,6 @@ class Climbing:
 
     def __init__(self, step: int, after: float) -> None:
         self.calls, self.step, self.after = 0, step, after
-        self.notes: list[tuple[float, float]] = []
-        self.concurrent = False
-
-    def prepare(self, model: Any, numbers: Any, device: Any) -> None:
-        pass
-
-    def describe(self, notes: Any) -> dict[str, float]:
-        return {}
 
     def weigh(self, numbers: Any) -> float:
         return len(numbers)

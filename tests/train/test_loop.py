@@ -16,11 +16,12 @@ from thrifty.errors import TrainingError  # noqa: E402
 from thrifty.train import lora  # noqa: E402
 from thrifty.train.loop import Trainer  # noqa: E402
 from thrifty.train.settings import LoopSettings  # noqa: E402
+from thrifty.train.state import Objective  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
 
-class Curve:
+class Curve(Objective):
     """Held-out losses that are given, one for each evaluation; the last one from then on."""
 
     unit, examples, example_tokens, held_out_tokens = "nats", 8, 1, 1
@@ -28,18 +29,10 @@ class Curve:
 
     def __init__(self, losses: Sequence[float]) -> None:
         self.losses = list(losses)
-        self.notes: list[tuple[float, float]] = []
         self.measured = 0
-        self.concurrent = False
-
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
-        pass
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         return model(torch.ones(1, 2)).square().mean(), len(numbers)
-
-    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        return {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         return len(numbers)
@@ -81,14 +74,13 @@ def test_training_that_gains_nothing_ends_early(tmp_path: Path) -> None:
     assert trainer.state.step == 36
 
 
-class Squares:
+class Squares(Objective):
     """Examples of different sizes, each of which pulls the weights its own way."""
 
     unit, examples, example_tokens, held_out_tokens, domains = "nats", 6, 4, 4, ("",)
 
     def __init__(self, *, concurrent: bool) -> None:
         self.concurrent = concurrent
-        self.notes: list[tuple[float, float]] = []
         self.prepared: set[int] = set()
         self.threads: set[str] = set()
 
@@ -100,9 +92,6 @@ class Squares:
         self.threads.add(threading.current_thread().name)
         rows = torch.stack([torch.arange(4.0) * number - 3 for number in numbers])
         return (model(rows) - 1).square().mean(), len(numbers) * 4
-
-    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        return {}
 
     def weigh(self, numbers: Sequence[int]) -> float:
         return len(numbers)

@@ -16,12 +16,13 @@ import torch
 from thrifty.errors import TrainingError
 from thrifty.train.examples import Example, TokenText
 from thrifty.train.settings import RowSettings
+from thrifty.train.state import Objective
 
 Tensor = Any
 """A `torch.Tensor`."""
 
 
-class Contrastive:
+class Contrastive(Objective):
     """Examples to learn from, and others to evaluate on."""
 
     unit = "nats per query"
@@ -48,7 +49,6 @@ class Contrastive:
         self.example_tokens = max(1, round(sum(sizes) / max(1, len(sizes))))
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -56,9 +56,6 @@ class Contrastive:
         are compared with.
         """
         return {"first": float(np.mean([first for _, first in notes]))} if notes else {}
-
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
-        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -75,11 +72,12 @@ class Contrastive:
     ) -> dict[str, tuple[float, int]]:
         """See `Objective`."""
         total, count = 0.0, 0
-        self.notes = []
+        notes: list[tuple[float, float]] = []
         for group in self._groups(rank, ranks):
             found, nearest = self._compare(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
-            self.notes += [(1.0, float(first)) for first in nearest.tolist()]
+            notes += [(1.0, float(first)) for first in nearest.tolist()]
+        self.notes = notes
         return {"": (total, count)}
 
     def measure_each(self, model: Any, device: Any) -> list[float]:

@@ -18,12 +18,13 @@ from thrifty.errors import TrainingError
 from thrifty.train import losses
 from thrifty.train.examples import Example, TokenText
 from thrifty.train.settings import RowSettings
+from thrifty.train.state import Objective
 
 Tensor = Any
 """A `torch.Tensor`."""
 
 
-class _Rows:
+class _Rows(Objective):
     """Examples to learn from, and others to evaluate on."""
 
     unit = ""
@@ -40,15 +41,7 @@ class _Rows:
         """The mean here, not the longest: rows differ much in length."""
         self.held_out_tokens = sum(example.tokens for example in held_out)
         self.domains = [""]
-        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
-
-    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        """See `Objective`."""
-        return {}
-
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
-        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
@@ -170,12 +163,13 @@ class Pairs(_Preferences):
     ) -> dict[str, tuple[float, int]]:
         """See `Objective`."""
         total, count = 0.0, 0
-        self.notes = []
+        notes: list[tuple[float, float]] = []
         for number, group in enumerate(self._groups(rank, ranks)):
             old = self._ask_held_out(model, number, group, device)
             found, margins, _ = self._compare(model, group, old, device)
             total, count = total + float(found.sum()), count + len(group)
-            self.notes += [(1.0, margin) for margin in margins.tolist()]
+            notes += [(1.0, margin) for margin in margins.tolist()]
+        self.notes = notes
         return {"": (total, count)}
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -262,12 +256,13 @@ class Judged(_Preferences):
     ) -> dict[str, tuple[float, int]]:
         """See `Objective`."""
         total, count = 0.0, 0
-        self.notes = []
+        notes: list[tuple[float, float]] = []
         for group in self._groups(rank, ranks):
             found, ratio, _ = self._judge(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
             for example, value in zip(group, ratio.tolist(), strict=True):
-                self.notes.append((float(example.liked), value))
+                notes.append((float(example.liked), value))
+        self.notes = notes
         return {"": (total, count)}
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:

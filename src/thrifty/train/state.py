@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Limits:
     """What of it was spent on other things than training."""
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """What is learned, and how far a model is from it."""
 
     unit: str
@@ -39,37 +40,36 @@ class Objective(Protocol):
     """Tokens that one evaluation takes."""
     domains: list[str]
     """What `measure` tells apart."""
-    notes: list[tuple[float, float]]
+    notes: Sequence[tuple[float, float]] = ()
     """What the last `measure` found of each held-out example of this rank's share, as `describe`
     takes it; none for most objectives."""
-    concurrent: bool
+    concurrent: bool = False
     """Whether several threads may call `loss` at once, after `prepare`."""
 
     def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
         """Other figures of what was measured, by name, of the notes of all ranks."""
-        ...
+        return {}
 
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
+    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:  # noqa: B027
         """Find what `loss` needs to know of some examples and does not depend on the weights that
-        are trained.
+        are trained. Most need nothing.
         """
-        ...
 
+    @abstractmethod
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""
-        ...
 
+    @abstractmethod
     def weigh(self, numbers: Sequence[int]) -> float:
         """The weight of some examples in the mean over a step, such as their number."""
-        ...
 
+    @abstractmethod
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
         """For each domain: the sum over this rank's share of the held-out examples, and over how
         many predictions.
         """
-        ...
 
 
 @dataclass

@@ -16,12 +16,13 @@ from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
 from thrifty.train.child import load_trained
 from thrifty.train.contrastive import pool
+from thrifty.train.state import Objective
 
 RELATIONS = 1.0
 """The weight of the loss on pairwise similarities: those of the texts in one batch."""
 
 
-class Embeddings:
+class Embeddings(Objective):
     """Texts to learn from, followed by `held_out` texts to evaluate on."""
 
     unit = "1 - cosine"
@@ -44,7 +45,6 @@ class Embeddings:
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
         self.held_out_tokens = held_out * self.example_tokens
         self.domains = [""]
-        self.notes: list[tuple[float, float]] = []
         self.concurrent = True
         if not same_width:
             self.unit = "squared difference of similarities"
@@ -56,13 +56,6 @@ class Embeddings:
         if self._same_width:
             loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
         return loss, count
-
-    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        """See `Objective`."""
-        return {}
-
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
-        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""

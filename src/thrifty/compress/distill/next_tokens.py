@@ -20,9 +20,10 @@ from thrifty.compress.distill.losses import (
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.training_examples import TrainingExample, TrainingExamples
 from thrifty.evaluate.torch_model import cache_of
+from thrifty.train.state import Objective
 
 
-class NextTokens:
+class NextTokens(Objective):
     """Examples to learn from, and others to evaluate on, by domain."""
 
     unit = "nats per token"
@@ -47,7 +48,6 @@ class NextTokens:
         self.example_tokens = examples.window
         self.held_out_tokens = len(self._held_out) * examples.window
         self.domains = list(dict.fromkeys(map(examples.domain, self._held_out)))
-        self.notes: list[tuple[float, float]] = []
         # A teacher that is asked meanwhile, and a model that writes, do one thing at a time.
         self.concurrent = not (examples.live or training.on_policy)
         self._divergence = DIVERGENCES[training.divergence]
@@ -60,13 +60,6 @@ class NextTokens:
             same = list(group)
             total = total + self._loss(model, same, device) * (len(same) / len(examples))
         return total, sum(len(example.tokens) for example in examples)
-
-    def describe(self, notes: Sequence[tuple[float, float]]) -> dict[str, float]:
-        """See `Objective`."""
-        return {}
-
-    def prepare(self, model: Any, numbers: Sequence[int], device: Any) -> None:
-        """See `Objective`."""
 
     def weigh(self, numbers: Sequence[int]) -> float:
         """See `Objective`."""
