@@ -43,7 +43,7 @@ class Demo:
     def __post_init__(self) -> None:
         self.began_s = self.shown_s = time.monotonic()
         self.rng = random.Random(self.seed)
-        self.service = Service(self.home, self.home / "spec.yaml")
+        self.service = Service(self.home, self.home / "spec.yaml", self.show_progress)
         self.crowd = Crowd("", self.sizes, self.seed)
         self.asked: list[str] = []
         self.held_out: list[str] = []
@@ -121,7 +121,7 @@ class Demo:
     def make_spec(self) -> dict[str, Any]:
         """The service, with the loop."""
         return {
-            "name": NAME, "model": MODEL, "replicas": {"count": 1, "cpus": 1},
+            "name": NAME, "model": MODEL,
             "record": {"prompts": True}, "gateway": {"port": 0},
             "feedback": {"per_user": 10_000, "per_tenant": 100_000},
             "improve": {

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ class Failed(Exception):
 class Service:
     """`thrifty up` as a child process; `stop` ends it."""
 
-    def __init__(self, home: Path, spec: Path) -> None:
+    def __init__(self, home: Path, spec: Path, on_progress: Callable[[str], None]) -> None:
+        """`on_progress` gets the lines that commands tell where there is no terminal."""
         self.home = home
+        self._on_progress = on_progress
         self.url = ""
         self._spec = spec
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,14 +84,20 @@ class Service:
         """What a command prints. Raises `Failed`."""
         # On a terminal, its progress is shown there.
         stderr = None if sys.stderr.isatty() else subprocess.PIPE
-        done = subprocess.run(
-            [sys.executable, "-m", "thrifty", *words], env=self._environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, check=False,
-        )  # fmt: skip
-        if done.returncode not in expected:
-            said = f"thrifty {' '.join(words)}"
-            raise Failed(f"{said} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
-        return done.stdout
+        told: deque[str] = deque(maxlen=20)
+        with tempfile.TemporaryFile("w+") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "thrifty", *words], env=self._environment, text=True,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=stderr,
+            )  # fmt: skip
+            for line in process.stderr or ():
+                told.append(line)
+                self._on_progress(line.strip())
+            code = process.wait()
+            if code not in expected:
+                raise Failed(f"thrifty {' '.join(words)} ended with {code}:\n{''.join(told)}")
+            out.seek(0)
+            return out.read()
 
     def get(self, path: str) -> Any:
         """What the management API answers; cheaper than a command where it is asked often."""

@@ -13,7 +13,7 @@ TEMPERATURE = 0.8
 class Sizes:
     """How much of everything."""
 
-    visits: int = 320
+    visits: int = 160
     """Visits of the day: a question, and the tries that it takes."""
     tries: int = 4
     """Answers that a user looks at for one question, at most."""

@@ -332,3 +332,13 @@ def find_workers(folder: str) -> list[int]:
         if "thrifty.train.worker" in line and folder in line:
             found.append(process.pid)
     return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "held_out", "between"),
+    [(36, 2, 3), (36, 24, 5), (1000, 24, 100), (30, 2000, 417), (3, 1, 1)],
+)
+def test_evaluations_take_a_fifth_of_the_time_at_most(
+    steps: int, held_out: int, between: int
+) -> None:
+    assert run.space_evaluations(steps, 8, held_out) == between

@@ -53,7 +53,11 @@ LEAST_TRIAL_STEPS, TRIAL_SHARE, TRIAL_EVALUATIONS = 20, 0.5, 5
 OPPOSITE_DEVIATIONS = 2.0
 """A share of preferred pairs that is below half by so many standard deviations is no chance."""
 EVALUATIONS = 10
-"""A training in epochs is evaluated so often."""
+"""A training in epochs is evaluated so often, if that takes no more than `EVALUATION_SHARE` of its
+time."""
+EVALUATION_SHARE = 0.2
+FORWARD_SHARE = 1 / 3
+"""An evaluated example costs this share of a learned one, which has a backward pass, too."""
 FEW_TOKENS = 1_000_000
 """With fewer than these, a model that is trained as a whole keeps its token embeddings: most of
 them are seen too rarely."""
@@ -375,12 +379,19 @@ def choose_settings(
         sft_weight=request.sft_weight,
         learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
-        every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
+        every_steps=space_evaluations(steps, batch, sum(prepared.sizes)) if steps else 0,
+        patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
         liked_weight=weights[0], disliked_weight=weights[1],
         freeze_embeddings=request.lora_rank == 0 and prepared.tokens < FEW_TOKENS,
         augment=request.augment.as_dict() if differ else None,
     )  # fmt: skip
+
+
+def space_evaluations(steps: int, batch: int, held_out: int) -> int:
+    """Steps between two evaluations on so many held-out examples."""
+    least = math.ceil(held_out * FORWARD_SHARE / (batch * EVALUATION_SHARE))
+    return max(1, steps // EVALUATIONS, least)
 
 
 def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict[str, Any]:
