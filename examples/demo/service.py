@@ -90,10 +90,15 @@ class Service:
                 [sys.executable, "-m", "thrifty", *words], env=self._environment, text=True,
                 stdin=subprocess.DEVNULL, stdout=out, stderr=stderr,
             )  # fmt: skip
-            for line in process.stderr or ():
-                told.append(line)
-                self._on_progress(line.strip())
-            code = process.wait()
+            try:
+                for line in process.stderr or ():
+                    told.append(line)
+                    self._on_progress(line.strip())
+                code = process.wait()
+            finally:
+                # Interrupted here: it ends what it has started.
+                process.terminate()
+                process.wait()
             if code not in expected:
                 raise Failed(f"thrifty {' '.join(words)} ended with {code}:\n{''.join(told)}")
             out.seek(0)
