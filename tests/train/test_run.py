@@ -341,4 +341,4 @@ def find_workers(folder: str) -> list[int]:
 def test_evaluations_take_a_fifth_of_the_time_at_most(
     steps: int, held_out: int, between: int
 ) -> None:
-    assert run.space_evaluations(steps, 8, held_out) == between
+    assert run.space_evaluations(steps, 8, held_out, 10) == between

@@ -336,7 +336,9 @@ def _try(
         few = min(LEAST_TRIAL_STEPS, whole)
         write_atomically(steps, json.dumps(max(few, round(TRIAL_SHARE * whole))))
     count = json.loads(steps.read_text())
-    settings = replace(settings, steps=count, every_steps=max(1, count // TRIAL_EVALUATIONS))
+    held_out = sum(prepared.sizes)
+    every = space_evaluations(count, settings.batch_examples or 1, held_out, TRIAL_EVALUATIONS)
+    settings = replace(settings, steps=count, every_steps=every)
     at_once = _require_memory(work, settings, prepared)
     if not (own / LOSSES).exists():
         _run(work, own, settings, window, {}, trial=True, at_once=at_once)
@@ -379,7 +381,9 @@ def choose_settings(
         sft_weight=request.sft_weight,
         learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
-        every_steps=space_evaluations(steps, batch, sum(prepared.sizes)) if steps else 0,
+        every_steps=(
+            space_evaluations(steps, batch, sum(prepared.sizes), EVALUATIONS) if steps else 0
+        ),
         patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
         liked_weight=weights[0], disliked_weight=weights[1],
@@ -388,10 +392,10 @@ def choose_settings(
     )  # fmt: skip
 
 
-def space_evaluations(steps: int, batch: int, held_out: int) -> int:
-    """Steps between two evaluations on so many held-out examples."""
+def space_evaluations(steps: int, batch: int, held_out: int, wanted: int) -> int:
+    """Steps between two evaluations on so many held-out examples, of about `wanted` in all."""
     least = math.ceil(held_out * FORWARD_SHARE / (batch * EVALUATION_SHARE))
-    return max(1, steps // EVALUATIONS, least)
+    return max(1, steps // wanted, least)
 
 
 def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict[str, Any]:
