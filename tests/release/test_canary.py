@@ -24,7 +24,7 @@ from thrifty.openai.conversations import choose_version
 from thrifty.release.bandit import Arms, Control, find_chance_better, find_share
 from thrifty.release.chances import find_chance, find_rate
 from thrifty.release.conversations import Conversation
-from thrifty.release.evidence import NOT_WORSE, WORSE, weigh
+from thrifty.release.evidence import NOT_WORSE, WORSE, weigh, weigh_pairs
 from thrifty.release.manage import make_weights
 from thrifty.release.plan import BanditPlan, dump_plan, parse_plan
 
@@ -237,3 +237,22 @@ def test_conversations_that_go_on_keep_their_version_whichever_way_the_share_goe
     shares = [one.figures["share"] for one in events if one.kind == "shift"]
 
     assert len(shares) >= 2
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        ([1] * 40 + [-1] * 6 + [0] * 42, "better"),
+        ([-1] * 60 + [1] * 5 + [0] * 10, "worse"),
+        ([1] * 20 + [-1] * 5 + [0] * 60, "not worse"),
+        ([1, -1] * 20, "inconclusive"),
+        ([0] * 5, "inconclusive"),
+    ],
+)
+def test_the_interval_of_pairs_agrees_with_their_verdict(outcomes: list[int], verdict: str) -> None:
+    found = weigh_pairs(outcomes, 0.0, 0.1, 0.005)
+    assert found.verdict == verdict
+    assert None not in (found.low, found.high, found.difference)
+    assert found.low <= found.difference <= found.high
+    assert (found.low > 0) == (verdict == "better")
+    assert (found.high < 0) == (verdict == "worse")

@@ -17,6 +17,7 @@ from thrifty.statistics import (
     MIN_ARM,
     betting_evidence,
     betting_interval,
+    bound_share,
     cohen_kappa,
     compare_arms,
     compare_blocks,
@@ -104,6 +105,18 @@ def test_excess_is_the_uniform_mixture() -> None:
         below = sum(math.comb(count + 1, k) for k in range(losses + 1)) / 2 ** (count + 1)
         expected = math.log(2 * beta * below * 2**count)
         assert float(excess_evidence(losses, count, 0.5)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_bound_of_a_share_is_the_test_turned_round() -> None:
+    assert bound_share(0, 0, ALPHA) == 0.0
+    assert bound_share(0, 50, ALPHA) == 0.0
+    for hits, count in ((9, 10), (30, 50), (5, 45)):
+        low = bound_share(hits, count, ALPHA)
+        assert 0 < low < hits / count
+        assert float(excess_evidence(hits, count, low)) == pytest.approx(math.log(1 / ALPHA))
+    hits = draw((100, 200), 0.3).cumsum(axis=1)[:, 49::50]
+    bounds = np.array([[bound_share(int(h), n, ALPHA) for h, n in zip(row, (50, 100, 150, 200), strict=True)] for row in hits])  # fmt: skip
+    assert np.mean((bounds > 0.3).any(axis=1)) <= at_most(ALPHA, 100)
 
 
 def test_shares_as_planned_raise_no_alarm_and_others_do() -> None:

@@ -32,9 +32,9 @@ from thrifty.statistics import (
     ArmDifference,
     BlockDifference,
     betting_evidence,
+    bound_share,
     compare_arms,
     compare_blocks,
-    empirical_bernstein,
     excess_evidence,
     ratio_evidence,
     split_budget,
@@ -227,7 +227,11 @@ def weigh_failures(
 def weigh_pairs(
     outcomes: Sequence[int], tolerance: float, margin: float, level: float
 ) -> MetricEvidence:
-    """Pairs of answers that a judge compared. The difference is the share won less the share lost."""
+    """Pairs of answers that a judge compared. The difference is the share won less the share lost.
+
+    Its bounds are those of the share won of the pairs that either won, by the test that decides, times
+    the share of such pairs so far.
+    """
     count = len(outcomes)
     if not count:
         return MetricEvidence(JUDGED, INCONCLUSIVE, None, None, None, level, None, None, 0, 0)
@@ -242,11 +246,13 @@ def weigh_pairs(
         verdict = BETTER
     elif float(betting_evidence(scores, (1 - margin) / 2)[-1]) >= bar:
         verdict = NOT_WORSE
-    lows, highs = empirical_bernstein(scores, 2 * level)
+    decided, low, high = wins + losses, -1.0, 1.0
+    if decided:
+        low = decided / count * (2 * bound_share(wins, decided, level) - 1)
+        high = decided / count * (1 - 2 * bound_share(losses, decided, level))
     return MetricEvidence(
-        JUDGED, verdict, difference, float(2 * lows[-1] - 1), float(2 * highs[-1] - 1), level,
-        wins / count, losses / count, count, count,
-    )  # fmt: skip
+        JUDGED, verdict, difference, low, high, level, wins / count, losses / count, count, count
+    )
 
 
 def check_ratio(

@@ -19,6 +19,7 @@ from thrifty.statistics.arms import (
 from thrifty.statistics.asymptotic import mixture_radius, tune_rho
 from thrifty.statistics.bounded import betting_evidence, betting_interval, empirical_bernstein
 from thrifty.statistics.counts import (
+    bound_share,
     difference_evidence,
     excess_evidence,
     ratio_evidence,
@@ -36,6 +37,7 @@ __all__ = [
     "PredictedMean",
     "betting_evidence",
     "betting_interval",
+    "bound_share",
     "cohen_kappa",
     "compare_arms",
     "compare_blocks",

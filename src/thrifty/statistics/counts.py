@@ -52,6 +52,20 @@ def excess_evidence(
     return evidence
 
 
+def bound_share(hits: int, count: int, alpha: float) -> float:
+    """The largest share that `excess_evidence` excludes with 1 - `alpha`: a lower bound of the chance
+    of a hit, valid however often one looks. 0 where it excludes none.
+    """
+    bar, low, high = math.log(1 / alpha), 0.0, hits / count if count else 0.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if 0 < middle < 1 and float(excess_evidence(hits, count, middle)) >= bar:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def share_interval(hits: int, count: int, alpha: float) -> tuple[float, float]:
     """The ends of a confidence sequence for a share, from the numbers so far.
 
