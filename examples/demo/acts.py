@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,10 +253,11 @@ class Demo:
     def measure_gain(self, *, promoted: bool) -> tuple[float, tuple[float, float]]:
         """How much more users like what serves now, on questions that nobody asked before."""
         with self.act("gain", f"The gain, on {len(self.held_out)} questions that it never saw"):
-            before = self.crowd.measure(self.held_out, self.old)
-            after = before
-            if self.new is not None:
-                after = self.crowd.measure(self.held_out, self.new)
+            # Each version has a replica with cores of its own.
+            labels = [self.old] if self.new is None else [self.old, self.new]
+            with ThreadPoolExecutor(2) as pool:
+                found = list(pool.map(lambda one: self.crowd.measure(self.held_out, one), labels))
+            before, after = found[0], found[-1]
             gain, interval = compare(before, after)
             self.details["candidate_gain"] = [gain, *interval]
             self.say(
