@@ -19,9 +19,10 @@ from typing import Any
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.answer_faults import IGNORED, find_faults, find_same
-from thrifty.evaluate.answer_forms import is_json, is_refusal
+from thrifty.evaluate.answer_forms import is_json
 from thrifty.evaluate.answers import is_right
 from thrifty.evaluate.questions import Question, parse_question
+from thrifty.evaluate.refusals import is_refusal
 
 SET = "set"
 """The tag that names an item's set."""
