@@ -278,7 +278,7 @@ def _find_data(
     room = request.items
     for one in named:
         found = _find_file(store, home, one, on_progress)
-        asks = _holds_questions(found.path)
+        asks = holds_questions(found.path)
         if asks and not chat:
             raise EvaluationError(
                 f"{one} holds questions, and a model without a chat template cannot be asked"
@@ -323,7 +323,7 @@ def _find_file(
     return DataFile(built.label, path, digest_file(path))
 
 
-def _holds_questions(path: Path) -> bool:
+def holds_questions(path: Path) -> bool:
     """Whether a file is to be asked: its first record ends with what a user says."""
     if path.suffix != ".jsonl":
         return False
