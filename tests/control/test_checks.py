@@ -128,7 +128,9 @@ def test_a_loop_that_could_learn_nothing_is_refused(home: Home, tmp_path: Path) 
         loaded = load_loop(engine=engine, **kept)
         refuse(home, loaded, SpecError, "improve: needs a stored model to train, and the engine")
     loaded = load_loop(**(kept | {"improve": {"release": {"steps": [5, 1]}}}))
-    refuse(home, loaded, SpecError, r"improve\.release: ")
+    refuse(home, loaded, SpecError, r"line 1, improve\.release: 'steps' are percentages that rise")
+    loaded = load_loop(**(kept | {"improve": {"release": {"step": {"times": 5}}}}))
+    refuse(home, loaded, SpecError, r"improve\.release\.step\.times: is not a known key.*'time'")
     refuse(home, load_loop(**kept), SourceError, "no such thing")
 
 

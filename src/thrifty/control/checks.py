@@ -18,20 +18,21 @@ from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.errors import (
-    ControlError,
     FleetError,
     GateError,
     Problem,
     RemoteError,
+    SpecError,
     TextKeyError,
     ThriftyError,
 )
 from thrifty.http.certificates import load_gateway_side
 from thrifty.http.tls import ServerTls
 from thrifty.observe.names.finder import find_obstacle
-from thrifty.release.plan import parse_plan
+from thrifty.release.plan import ReleasePlan
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
+from thrifty.spec.own_file import parse_data
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress
 
@@ -109,9 +110,10 @@ def _check_improve(loaded: LoadedSpec) -> None:
             )
             loaded.refuse([Problem("improve", message)])
     try:
-        parse_plan(loaded.spec.improve.release)
-    except ControlError as error:
-        loaded.refuse([Problem("improve.release", str(error))])
+        parse_data(ReleasePlan, loaded.spec.improve.release, "")
+    except SpecError as error:
+        faults = [(f"improve.release.{one.path}".rstrip("."), one) for one in error.problems]
+        loaded.refuse([Problem(path, one.message) for path, one in faults])
 
 
 def _has_otlp() -> bool:
