@@ -31,7 +31,7 @@ from pydantic.fields import FieldInfo
 
 from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
-from thrifty.curate.recipe import Recipe, find_sections
+from thrifty.curate.recipe import Recipe
 from thrifty.db import open_database
 from thrifty.engines.base import Traits
 from thrifty.engines.machine import detect_machine
@@ -43,6 +43,7 @@ from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
 from thrifty.spec.alerts import AlertTargetSpec
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
+from thrifty.spec.own_file import find_sections
 from thrifty.worker.assemble import Secrets, assemble
 from thrifty.worker.settings import GatewaySettings
 

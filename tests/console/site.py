@@ -35,6 +35,7 @@ from thrifty.db.fleet import ReplicaRow, VersionRow, VersionSettings, save_deplo
 from thrifty.db.improve import REFUSED, WAITING, begin_step, create_run, end_step, set_run_state
 from thrifty.db.keys import create_key
 from thrifty.db.quality import QualityAnswer, save_answers
+from thrifty.db.releases import Event, Record, create_release, read_release, save_progress
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.scores import REVIEW, read_waiting, save_score
 from thrifty.home import Home, make_private_folder
@@ -42,6 +43,7 @@ from thrifty.observe.rollups.roll import Roller
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.response_ids import EPOCH_S
 from thrifty.quality.check import AnswerChecker
+from thrifty.release.plan import ReleasePlan, dump_plan
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.home_services import make_home_services
 from thrifty.worker.settings import GatewaySettings
@@ -268,6 +270,31 @@ def fill_improve(database: Database, home: Home) -> tuple[int, int]:
     end_step(database, waiting, "collect", collected)
     set_run_state(database, waiting, WAITING, "chat@v3 passed the gate and waits for approval")
     return refused.id, waiting.id
+
+
+def fill_release(database: Database) -> int:
+    """A release under way, with one decision; its number. `measure_release` gives it figures."""
+    record = Record("", dump_plan(ReleasePlan()), {"stable": 1.0, "candidate": 0.0}, {}, stage=1)
+    with database.begin() as connection:
+        return create_release(
+            connection, NAME, "candidate", record, Event("start", "ann", "a test")
+        )
+
+
+def measure_release(database: Database, number: int, difference: float) -> None:
+    """What a release has measured now, which is no decision."""
+    metrics = {
+        name: {
+            "metric": name, "verdict": "inconclusive", "difference": change, "candidate": value,
+            "low": None if change is None else change - 0.2, "others": value, "level": 0.005,
+            "high": None if change is None else change + 0.1, "candidate_count": 20,
+            "others_count": 80,
+        }
+        for name, change, value in (
+            ("acceptance", difference, 0.6), ("ttft", 0.02, 21.5), ("tpot", None, None),
+        )
+    }  # fmt: skip
+    save_progress(database, read_release(database, number), 60.0, {"metrics": metrics})
 
 
 def raise_alert(database: Database) -> None:

@@ -21,6 +21,8 @@ from tests.console.site import (
     fill,
     fill_improve,
     fill_quality,
+    fill_release,
+    measure_release,
     raise_alert,
     running_site,
 )
@@ -129,6 +131,27 @@ async def test_runs_of_the_loop(tmp_path: Path, size: tuple[int, int]) -> None:
         await dialog.wait_for(state="detached")
         await page.get_by_text("approve", exact=True).first.wait_for()
         assert read_run(site.database, waiting).find_outputs("approve") is not None
+        assert await tab.find_reports() == []
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+async def test_a_release_is_drawn_while_it_runs(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with running_site(tmp_path) as site, browsing(site.console, size=size) as tab:
+        page, database = tab.page, site.database
+        number = fill_release(database)
+        measure_release(database, number, -0.5)
+        await open_page(page, f"releases/{number}", "21.5 ms")
+        points = page.locator("figure.chart").first.locator("tbody tr")
+        for change in (-0.4, -0.3):
+            measure_release(database, number, change)
+            await page.get_by_role("cell", name=f"{change:.1%}", exact=True).first.wait_for()
+        await points.nth(2).wait_for(state="attached")
+        titles = await page.locator("figure.chart figcaption").all_text_contents()
+        assert [title.split("lower")[0].strip() for title in titles] == [
+            "Difference in acceptance", "Difference in ttft",
+        ], "nothing is drawn of what was not measured"  # fmt: skip
+        assert await page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        await check_accessible(page)
         assert await tab.find_reports() == []
 
 

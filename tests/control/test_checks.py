@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.graphs.test_encoder import write as write_encoder
 from tests.http.test_tls import Authority
 from thrifty.artifacts import Store
 from thrifty.control.service_api import plan_spec, prepare_spec
@@ -113,3 +114,32 @@ def test_an_image_is_refused_where_replicas_are_no_containers(
     engine = {"kind": "vllm", "image": "registry.example.com/thrifty-vllm:1"}
     path.write_text(json.dumps({"model": NO_MODEL, "engine": engine, "fleet": fleet}))
     refuse(home, load_spec(path, environment={}), SpecError, rf"engine\.image: .*{words}")
+
+
+def test_a_loop_that_could_learn_nothing_is_refused(home: Home, tmp_path: Path) -> None:
+    def load_loop(**spec: Any) -> LoadedSpec:
+        path = tmp_path / "thrifty.yaml"
+        path.write_text(json.dumps({"model": NO_MODEL, "improve": {"every": "7d"}, **spec}))
+        return load_spec(path, environment={})
+
+    kept: dict[str, Any] = {"record": {"prompts": True}}
+    refuse(home, load_loop(), SpecError, r"improve: learns from recorded .*prompts: true")
+    for engine in ("echo", {"kind": "remote", "urls": ["http://127.0.0.1:1"]}):
+        loaded = load_loop(engine=engine, **kept)
+        refuse(home, loaded, SpecError, "improve: needs a stored model to train, and the engine")
+    loaded = load_loop(**(kept | {"improve": {"release": {"steps": [5, 1]}}}))
+    refuse(home, loaded, SpecError, r"line 1, improve\.release: 'steps' are percentages that rise")
+    loaded = load_loop(**(kept | {"improve": {"release": {"step": {"times": 5}}}}))
+    refuse(home, loaded, SpecError, r"improve\.release\.step\.times: is not a known key.*'time'")
+    refuse(home, load_loop(**kept), SourceError, "no such thing")
+
+
+def test_encoders_have_no_loop(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    model = write_encoder(tmp_path / "encoder")
+    path = tmp_path / "thrifty.yaml"
+    path.write_text(
+        json.dumps({"model": str(model), "record": {"prompts": True}, "improve": {"every": "7d"}})
+    )
+    loaded = load_spec(path, environment={})
+    refuse(home, loaded, SpecError, "improve: .*this is an encoder.*thrifty train")

@@ -17,7 +17,7 @@ from tests.curate.made import talk, write_lines
 from tests.curate.teaching import serving, teach
 from thrifty.cli.data_sets import tell_history
 from thrifty.curate.build import build_data, estimate_augmentation
-from thrifty.curate.making import find_wording_fault, read_verdict, strip_answer
+from thrifty.curate.making import Wish, find_fault, find_wording_fault, read_verdict, strip_answer
 from thrifty.data.built import BuiltSet
 from thrifty.errors import DataError, SpecError
 from thrifty.home import Home
@@ -276,6 +276,10 @@ def test_answers_are_read_as_models_write_them() -> None:
     assert find_wording_fault("Where is order 17?", "Tell me where order 17 is.") is None
     assert find_wording_fault("Where is order 17?", "Tell me where order 71 is.") == "facts"
     assert find_wording_fault("Where is order 17?", "where is  order 17") == "same"
+    refusal = "I'm sorry, but I can't help with that."
+    for method in ("paraphrase", "evolve", "back_translation"):
+        rows = [talk("Where is order 17, which I made on Monday?", "At the door.")]
+        assert find_fault(Wish(method, (0,), 0, "de"), rows, refusal) == "unwilling"
     assert [read_verdict(one) for one in ("Yes.", "**no**", "Maybe", None)] == [
         None, "judge", "unclear", "unclear",
     ]  # fmt: skip

@@ -29,6 +29,7 @@ from thrifty.curate.build import build_data, describe_outcome
 from thrifty.data.built import BuiltSet, open_set
 from thrifty.errors import DataError, LeakError, SpecError
 from thrifty.home import Home
+from thrifty.version import __version__
 
 
 @pytest.fixture
@@ -100,6 +101,19 @@ def test_every_format_and_the_history_of_a_row(home: Home, tmp_path: Path) -> No
     assert oct(built.folder.stat().st_mode)[-3:] == "700"
 
 
+def test_a_report_says_in_words_why_rows_went(home: Home, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [talk(write_sentence(rng, 8), write_sentence(rng, 12)) for _ in range(12)]
+    rows[3]["messages"].pop()
+    write_lines(tmp_path / "a.jsonl", rows)
+    built = build(home, [{"path": str(tmp_path / "a.jsonl")}])
+    report = json.loads((built.folder / "report.json").read_text())
+    assert report["stages"][0]["reasons"] == {"does not end with an answer": 1}
+    page = (built.folder / "report.html").read_text()
+    assert "format: does not end with an answer" in page
+    assert f". Thrifty {__version__}." in " ".join(page.split())
+
+
 def test_text_is_a_row_a_line(home: Home, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("One line of words.\n\nAnother line of words here.\r\n")
     built = build(home, [{"path": str(tmp_path / "t.txt")}], kind="text", split=0)
@@ -158,6 +172,7 @@ import json, sys, time
 from pathlib import Path
 from thrifty.curate.build import build_data
 from thrifty.home import Home
+from thrifty.version import __version__
 
 def stop(step):
     if step.step == "curate" and step.done > 0.4 * step.total:

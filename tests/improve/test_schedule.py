@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -35,10 +36,12 @@ from thrifty.db.tables import improve_runs
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
+from thrifty.improve.estimate import count_gate_data
 from thrifty.improve.run import describe_process, is_dead, open_turn, run_turn
 from thrifty.improve.steps import retire_versions
 from thrifty.improve.turn import ImproveError, Turn, make_name
 from thrifty.spec import parse_spec
+from thrifty.spec.improve import ImproveGateSpec
 
 
 @pytest.fixture
@@ -141,6 +144,22 @@ def test_what_keeps_no_texts_or_loads_no_model_is_refused(home: Home, database: 
     with pytest.raises(ControlError, match="no deployment 'n'"):
         open_turn(Turn, database, "n")
     assert find_active_run(database, "m") is None
+
+
+def test_an_estimate_counts_what_the_gate_is_given(tmp_path: Path) -> None:
+    questions = tmp_path / "exam.jsonl"
+    questions.write_text(json.dumps({"question": "Who?", "answers": ["I"]}) + "\n\n")
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "Once."}) + "\n")
+
+    def count(*data: Path | str, items: int = 600) -> tuple[int, int]:
+        given = {"data": [str(one) for one in data], "items": items}
+        return count_gate_data(ImproveGateSpec.model_validate(given))
+
+    assert count() == (600, 5)
+    assert count(questions) == (1, 0)
+    assert count(questions, text, "wiki", "chats@v1") == (1, 3)
+    assert count("countries", items=50) == (50, 0)
 
 
 def test_a_process_that_ended_is_dead_and_one_elsewhere_is_not_known_to_be() -> None:

@@ -179,10 +179,11 @@ def test_a_teacher_answers_what_users_disliked(database: Database, home: Home) -
         again, _ = make_taught(turn, Form.KTO, sifted)
         assert len(server.asked) == 12, "what was answered is not asked again"
         assert {row["label"] for row in again} == {True}
-    with serving(lambda said, body: "No idea.") as server:
-        turn = make_turn(database, home, {"teacher": {"url": server.url, "model": "teacher"}})
-        with pytest.raises(DataError, match=r"of 12 answers of the teacher.*12 are of no use"):
-            make_taught(turn, Form.SFT, sifted)
+    for useless in ("No idea.", "", "Es tut mir leid, aber ich kann dabei nicht helfen."):
+        with serving(lambda said, body, useless=useless: useless) as server:
+            turn = make_turn(database, home, {"teacher": {"url": server.url, "model": "teacher"}})
+            with pytest.raises(DataError, match=r"of 12 answers of the teacher.*12 are of no use"):
+                make_taught(turn, Form.SFT, sifted)
 
 
 # The gate

@@ -27,7 +27,7 @@ from thrifty.db.releases import (
     read_held,
     read_outcomes,
 )
-from thrifty.errors import ControlError
+from thrifty.errors import ControlError, SpecError
 from thrifty.gateway.routing.registry import make_policy
 from thrifty.gateway.state.deployment import Deployment, merge_deployment
 from thrifty.gateway.state.reader import TableReader
@@ -451,7 +451,9 @@ def test_a_judge_needs_texts(world: World) -> None:
         ({"steps": [100]}, "cannot be measured in one step"),
         ({"primary": "judged"}, r"needs 'shadow\.judge'"),
         ({"shadow": {"judge": "nobody"}}, "neither 'module:function' nor 'deployment:NAME'"),
-        ({"stepz": 1}, "stepz"),
+        ({"stepz": 1}, "stepz: is not a known key; did you mean 'step"),
+        ({"guards": {"tttf": 1}}, r"guards\.tttf: is not a known key; did you mean 'ttft'"),
+        ({"margin": "x", "alpha": 2}, r"(?s)margin: .*alpha: "),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(plan: dict, fault: str) -> None:  # type: ignore[type-arg]
@@ -464,8 +466,19 @@ def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
     path.write_text(json.dumps({"steps": [10, 100], "settle": "5m", "guards": {"cost": None}}))
     plan = load_plan(path)
     assert (plan.settle, plan.share_of(1), "cost" in plan.metrics) == (300.0, 0.1, False)
-    with pytest.raises(ControlError, match="cannot be read"):
+    with pytest.raises(SpecError, match="the plan: cannot be read: No such file"):
         load_plan(tmp_path / "nothing.yaml")
+    path.write_text("margin: 0.1\nsteps: [5, 1]\n")
+    with pytest.raises(SpecError, match="the plan: 'steps' are percentages that rise"):
+        load_plan(path)
+    path.write_text("margin: 0.1\nstep: {times: 5}\n")
+    with pytest.raises(
+        SpecError, match=r"line 2, step\.times: is not a known key; did you mean 'time'"
+    ):
+        load_plan(path)
+    path.write_text("steps: [1\n")
+    with pytest.raises(SpecError, match="line 2, the plan: is not valid YAML"):
+        load_plan(path)
     assert load_plan(None).stages == ["start", "1%", "5%", "25%", "100%"]
 
 

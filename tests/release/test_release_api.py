@@ -12,9 +12,13 @@ import pytest
 from tests.parts import run_thrifty
 from tests.release.traffic import PLAN, World
 from thrifty.api.models import NewRelease
+from thrifty.artifacts import Store
+from thrifty.control.candidate import prepare_candidate
 from thrifty.db import open_database
+from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError
 from thrifty.home import Home
+from thrifty.model_maker import Compressor
 from thrifty.openai.errors import WireError
 from thrifty.worker.home_services import HomeServices
 
@@ -51,6 +55,13 @@ def test_the_api_starts_shows_and_acts(world: World, home: Home) -> None:
         services.get_release(9)
     with pytest.raises(WireError, match="no version named 'z'"):
         services.start_release("m", NewRelease(candidate="z"), who="ann")
+
+
+def test_a_name_without_a_version_or_a_model_is_refused(world: World, home: Home) -> None:
+    machine = detect_machine()
+    maker = Compressor(home, Store(home.models), machine)
+    with pytest.raises(ControlError, match=r"'m' has no version 'z' .*loads no stored model"):
+        prepare_candidate(world.database, home, machine, "m", "z", maker=maker)
 
 
 @pytest.mark.parametrize("judge", ["os:system", {"url": "http://elsewhere", "model": "m"}])

@@ -43,7 +43,8 @@ def check(
         typer.Option(
             metavar="SET|FILE",
             help="What they are judged on, may be repeated: questions (.jsonl) are asked; text and "
-            "conversations, also of a built data set, are domains. Default: 500 questions and five domains of our own.",
+            "conversations, also of a built data set, are domains; encoders search for the texts of queries. "
+            "Default: 500 questions and five domains of our own, or pairs of texts.",
         ),
     ] = None,
     margin: Annotated[

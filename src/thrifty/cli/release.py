@@ -26,7 +26,7 @@ from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.release.manage import RELEASE_ACTS, start_release
-from thrifty.release.plan import JUDGED, RATED, ReleasePlan, load_plan, parse_plan
+from thrifty.release.plan import JUDGED, RATED, TPOT, TTFT, ReleasePlan, load_plan, parse_plan
 from thrifty.service import is_running
 
 
@@ -159,7 +159,9 @@ def _metric_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     def show(value: float | None) -> str:
         if value is None:
             return ""
-        return f"{value:.2%}" if shares else f"{value:.4g}"
+        if shares:
+            return f"{value:.2%}"
+        return f"{value:.4g} ms" if one["metric"] in (TTFT, TPOT) else f"{value:.4g}"
 
     ends = [one["low"], one["high"]]
     interval = " to ".join("..." if end is None else f"{end:+.1%}" for end in ends)

@@ -56,6 +56,13 @@ def prepare_candidate(
     Raises `ThriftyError` kinds.
     """
     there = _find(database, deployment)
+    main = max(there.versions, key=lambda version: version.weight)
+    if main.artifact is None:
+        raise ControlError(
+            f"{deployment!r} has no version {model!r} (it has "
+            f"{', '.join(version.label for version in there.versions)}), and its engine {main.engine} "
+            "loads no stored model that could become one"
+        )
     applied = read_applied(read_desired(database).service)
     if applied is None:
         raise ControlError(

@@ -22,19 +22,28 @@ from thrifty.errors import (
     GateError,
     Problem,
     RemoteError,
+    SpecError,
     TextKeyError,
     ThriftyError,
 )
 from thrifty.http.certificates import load_gateway_side
 from thrifty.http.tls import ServerTls
 from thrifty.observe.names.finder import find_obstacle
+from thrifty.release.plan import ReleasePlan
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
+from thrifty.spec.own_file import parse_data
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress
 
 Model = tuple[NamedVersion, Artifact]
 Deployments = Mapping[str, DesiredDeployment]
+
+NO_LOOP = (
+    "is for models that answer, and this is an encoder. The loop learns from what users say of "
+    "answers. Train an encoder on pairs of texts (thrifty train --method contrastive), judge it "
+    "(thrifty gate) and release it (thrifty release)"
+)
 
 
 class ModelMaker(Protocol):
@@ -74,6 +83,7 @@ def check_spec(
     each = loaded.each()
     _check_fleet(loaded, each)
     for one in each:
+        _check_improve(one)
         for version in one.versions():
             check_engine(version.loaded, machine)
             _check_remote(version.loaded)
@@ -82,6 +92,28 @@ def check_spec(
                 if maker is not None:
                     maker.check(version.loaded)
     return each
+
+
+def _check_improve(loaded: LoadedSpec) -> None:
+    """Refuse a loop that could learn nothing, and a plan of releases that cannot be used."""
+    if "improve" not in loaded.spec.model_fields_set:
+        return
+    if not loaded.spec.record.prompts:
+        message = "learns from recorded questions and answers; set 'record: {prompts: true}'"
+        loaded.refuse([Problem("improve", message)])
+    for version in loaded.versions():
+        kind = version.loaded.spec.engine.kind
+        if kind in engine_kinds() and not find_engine(kind).traits.loads_model:
+            message = (
+                f"needs a stored model to train, and the engine {kind!r} loads none; leave 'improve' "
+                "out"
+            )
+            loaded.refuse([Problem("improve", message)])
+    try:
+        parse_data(ReleasePlan, loaded.spec.improve.release, "")
+    except SpecError as error:
+        faults = [(f"improve.release.{one.path}".rstrip("."), one) for one in error.problems]
+        loaded.refuse([Problem(path, one.message) for path, one in faults])
 
 
 def _has_otlp() -> bool:
@@ -291,7 +323,11 @@ def check_labels(loaded: LoadedSpec, labels: Sequence[tuple[LoadedVersion, str]]
 
 
 def check_families(loaded: LoadedSpec, families: Sequence[Family | None]) -> None:
-    """Refuse versions of different families; None is one that is not known. Raises `SpecError`."""
+    """Refuse versions of different families, and a loop for encoders; None is one that is not known.
+    Raises `SpecError`.
+    """
+    if Family.ENCODER in families and "improve" in loaded.spec.model_fields_set:
+        loaded.refuse([Problem("improve", NO_LOOP)])
     known = [(index, family) for index, family in enumerate(families) if family is not None]
     for index, family in known[1:]:
         first, other = known[0]

@@ -60,9 +60,8 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.engines.server import KEY_VARIABLE
-from thrifty.errors import ControlError, EvaluationError, Problem
+from thrifty.errors import EvaluationError, Problem
 from thrifty.evaluate.questions import read_questions
-from thrifty.release.plan import parse_plan
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
 from thrifty.spec.judges import RemoteJudge
@@ -257,7 +256,7 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         settings=_make_settings(loaded.spec),
         versions=tuple(_make_version(part) for part in parts),
         quality=_make_quality(loaded),
-        improve=_make_improve(loaded, parts),
+        improve=_make_improve(loaded),
         checks=_make_checks(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
@@ -359,23 +358,11 @@ def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
     return DesiredQuality(questions, wanted.every, wanted.count)
 
 
-def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] | None:
-    """The loop. Raises `SpecError` for a plan that cannot be used, and a model that is not ours."""
+def _make_improve(loaded: LoadedSpec) -> dict[str, Any] | None:
+    """The loop, if the spec asks for it."""
     if "improve" not in loaded.spec.model_fields_set:
         return None
-    wanted = loaded.spec.improve
-    for part in parts:
-        if not part.engine.traits.loads_model:
-            message = (
-                f"needs a stored model to train, and {part.label} is served by the engine "
-                f"{part.engine.kind}, which loads none; leave 'improve' out"
-            )
-            loaded.refuse([Problem("improve", message)])
-    try:
-        parse_plan(wanted.release)
-    except ControlError as error:
-        loaded.refuse([Problem("improve.release", str(error))])
-    return wanted.model_dump(mode="json", exclude_unset=True)
+    return loaded.spec.improve.model_dump(mode="json", exclude_unset=True)
 
 
 def _make_checks(loaded: LoadedSpec) -> DesiredChecks:

@@ -44,6 +44,7 @@ from thrifty.data.augmentation import NEGATIVES, NEW_ROWS, REWORDED
 from thrifty.data.overlap import SHORTEST_WORDS
 from thrifty.errors import DataError
 from thrifty.evaluate.embedder import Embedder
+from thrifty.evaluate.refusals import is_refusal
 
 PILOT, LEAST_USABLE = 24, 0.2
 """So many wishes of a method are tried first; with a smaller share of use, the build ends."""
@@ -311,7 +312,9 @@ class _Maker:
         draft.answer = answer or ""
         if answer is None:
             return "refused"
-        return "empty" if not answer else "leak" if _leaks(self._learned.leaks, answer) else None
+        if not answer or is_refusal(answer):
+            return "unwilling" if answer else "empty"
+        return "leak" if _leaks(self._learned.leaks, answer) else None
 
     def _compare(self, drafts: list[_Draft], made: Made) -> list[_Draft]:
         """Other wordings that an encoder finds to mean the same."""

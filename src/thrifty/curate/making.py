@@ -26,6 +26,7 @@ from thrifty.curate.augment_section import LANGUAGES, Augment
 from thrifty.curate.clean import find_language
 from thrifty.data.augmentation import NEGATIVES, NEW_ROWS, REWORDED
 from thrifty.data.noise import KEPT
+from thrifty.evaluate.refusals import is_refusal
 from thrifty.train.rows import Method, parse_row
 from thrifty.train.rows import Row as TrainingRow
 
@@ -62,6 +63,7 @@ REASONS = {
     "refused": "the server refused it, or the answer was cut",
     "empty": "nothing was said",
     "loop": "it repeats itself",
+    "unwilling": "the model said that it cannot",
     "same": "it has the words of what was there",
     "facts": "a name, a number or a piece of code was lost",
     "length": "it is far shorter or longer",
@@ -293,6 +295,8 @@ def find_fault(wish: Wish, rows: Sequence[Row], text: str | None) -> str | None:
     if is_loop(text):
         return "loop"
     asked = find_asked(rows[0]) or ""
+    if is_refusal(text) and not is_refusal(asked):
+        return "unwilling"
     if wish.method == "back_translation":
         language, sure = find_language(text)
         return "language" if sure >= 0.5 and language != wish.how else None

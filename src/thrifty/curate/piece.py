@@ -31,7 +31,7 @@ from thrifty.curate.leaks import LeakIndex, find_leaks, load_index
 from thrifty.curate.quality import Table, judge_text, load_table
 from thrifty.curate.read import Broken, Record, encode, read_piece
 from thrifty.curate.recipe import Recipe
-from thrifty.curate.shapes import Misshapen, make_row
+from thrifty.curate.shapes import REASONS, Misshapen, make_row
 from thrifty.curate.sketch import (
     Banding,
     Words,
@@ -196,7 +196,7 @@ class PieceMaker:
         except Misshapen as fault:
             shown = {key: value for key, value in record.items() if key != source.fields.user}
             excerpt = encode_record(shown)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
-            tally.remove("format", str(fault), self._excerpt(excerpt), provenance)
+            tally.remove("format", REASONS[str(fault)], self._excerpt(excerpt), provenance)
             return None
         if not self._clean(row, provenance, tally):
             return None

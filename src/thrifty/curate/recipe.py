@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from thrifty.curate.augment_section import Augment, Names, Share, as_list, short
 from thrifty.data.sets import SETS
-from thrifty.errors import Problem, SpecError
-from thrifty.spec.faults import sort_problems, suggest
+from thrifty.spec.faults import suggest
+from thrifty.spec.own_file import load_file, parse_data
 from thrifty.spec.section import Integer, Number, Section
-from thrifty.spec.yaml_file import read_spec_file
 
 Kind = Literal["sft", "dpo", "kto", "contrastive", "text"]
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
@@ -251,71 +250,14 @@ def name_source(source: Source) -> str:
 
 def load_recipe(path: Path) -> Recipe:
     """Read the recipe at `path`. Raises `SpecError` with every fault and its line."""
-    data, lines, problems = read_spec_file(path)
-    return _validate(data, str(path), lines, problems)
+    return load_file(Recipe, path, "the recipe")
 
 
-def parse_recipe(data: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     """The recipe that a mapping holds. Raises `SpecError` with every fault."""
-    return _validate(dict(data), source, {}, [])
+    return parse_data(Recipe, dict(data), "the recipe")
 
 
 def write_recipe(recipe: Recipe) -> str:
     """A recipe as YAML, with every value that it comes to."""
     return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
-
-
-def _validate(
-    data: dict[str, Any], source: str, lines: Mapping[str, int], problems: list[Problem]
-) -> Recipe:
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems += [_to_problem(dict(fault), lines) for fault in error.errors()]
-    if problems:
-        raise SpecError(sort_problems(problems), source)
-    return recipe
-
-
-def _to_problem(fault: dict[str, Any], lines: Mapping[str, int]) -> Problem:
-    parts = [str(part) for part in fault["loc"] if not str(part).startswith("function-")]
-    path = ".".join(parts)
-    near = path
-    while near and near not in lines:
-        near = near.rpartition(".")[0]
-    return Problem(path, _describe(fault, parts), lines.get(near))
-
-
-def _describe(fault: dict[str, Any], parts: list[str]) -> str:
-    kind, context = fault["type"], fault.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"is not a known key; {suggest(parts[-1], _known_keys(parts[:-1]))}"
-    if kind == "missing":
-        return "is missing"
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        choices = [one.strip(" '") for one in context["expected"].replace(" or ", ", ").split(",")]
-        return f"{fault['input']!r} is not a choice; {suggest(str(fault['input']), choices)}"
-    message = str(fault["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {str(fault['input'])[:60]!r}"
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        found = find_sections(field.annotation) if field is not None else []
-        if not found:
-            return []
-        section = found[0]
-    return list(section.model_fields)
-
-
-def find_sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [one for inner in get_args(annotation) for one in find_sections(inner)]

@@ -1,4 +1,4 @@
-"""The form of an answer: whether it is JSON, fits a schema, or refuses. No model is needed."""
+"""The form of an answer: whether it is JSON, and fits a schema. No model is needed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable|not able)|"
-    r"i (?:can(?:'t|not| not)|could not|couldn't|won't|will not|am unable to) "
-    r"(?:help|assist|answer|provide|comply|fulfil|do|discuss|create|generate|give|respond)|"
-    r"as an ai\b|as a language model)",
-    re.IGNORECASE,
-)
-_BEGINNING = 160
-"""A refusal is said at the beginning; further on, the words may be a quotation."""
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 MAX_CHECKS = 20_000
 """Steps that a value may take to be compared with a schema; a schema is the client's."""
@@ -30,11 +21,6 @@ def is_json(answer: str) -> bool:
         return isinstance(json.loads(fenced[1] if fenced else text), dict | list)
     except (ValueError, RecursionError):
         return False
-
-
-def is_refusal(answer: str) -> bool:
-    """Whether an answer begins with a refusal in English; other languages are not recognised."""
-    return _REFUSAL.search(answer.replace("\u2019", "'")[:_BEGINNING]) is not None
 
 
 class _TooMuchError(Exception):

@@ -17,17 +17,20 @@ import numpy as np
 
 from thrifty.artifacts import Artifact
 from thrifty.artifacts.tokenizer_files import write_tokenizer
+from thrifty.data import SETS
 from thrifty.data.token_lengths import list_conversations
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import DONE, find_active_run, read_runs
 from thrifty.db.subjects import open_subjects
 from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.improve.collect import Found, find_feedback
+from thrifty.improve.gate.run import holds_questions
 from thrifty.improve.steps import check_ready
 from thrifty.improve.taught import MOST, list_disliked
 from thrifty.improve.turn import Turn, TurnEnds, find_parent, find_serving
 from thrifty.openai.errors import WireError
 from thrifty.release.plan import parse_plan
+from thrifty.spec.improve import ImproveGateSpec
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.run import EPOCHS
 
@@ -130,12 +133,30 @@ def _estimate_minutes(
         minutes["train"] = work / speed / 60
     if "gate" not in minutes:
         speed = speed or measure_speed()
-        read = settings.gate.items * GENERATED + DOMAINS * settings.gate.tokens
+        questions, domains = count_gate_data(settings.gate)
+        read = questions * GENERATED + domains * settings.gate.tokens
         minutes["gate"] = 2 * 2.0 * weights * read / speed / 60
     minutes.setdefault("collect", 0.1 + rows / 60_000)
     minutes.setdefault("compress", 0.1 + artifact.size_bytes / 6e9)
     order = ("collect", "train", "compress", "gate")
     return {name: minutes[name] for name in order}
+
+
+def count_gate_data(wanted: ImproveGateSpec) -> tuple[int, int]:
+    """The questions that a gate asks at most, and the domains that it reads. Nothing is fetched."""
+    if not wanted.data:
+        return wanted.items, DOMAINS
+    questions = domains = 0
+    for named in wanted.data:
+        path = Path(named).expanduser()
+        if named in SETS and SETS[named].kind == "questions":
+            questions += wanted.items
+        elif named not in SETS and path.is_file() and holds_questions(path):
+            with path.open("rb") as file:
+                questions += min(wanted.items, sum(1 for line in file if line.strip()))
+        else:
+            domains += 1
+    return questions, domains
 
 
 def _read_past(turn: Turn) -> dict[str, float]:

@@ -17,6 +17,7 @@ from thrifty.db.desired import read_desired
 from thrifty.db.improve import note_outputs
 from thrifty.db.subjects import open_subjects
 from thrifty.errors import DataError
+from thrifty.evaluate.refusals import is_refusal
 from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.home import make_private_folder
 from thrifty.improve.guards import Sifted
@@ -77,7 +78,7 @@ def make_taught(turn: Turn, form: Form, sifted: Sifted) -> tuple[list[dict[str, 
         shown = next((one for one in answers if one), "nothing at all")
         raise DataError(
             f"of {len(answers)} answers of the teacher {place.label} {len(answers) - len(rows)} are of "
-            f"no use (empty, cut, in loops, or what was disliked), such as {shown[:120]!r}; name "
+            f"no use (empty, cut, in loops, refusals, or what was disliked), such as {shown[:120]!r}; name "
             "another 'improve.teacher', or none"
         )
     return rows, place.label
@@ -107,6 +108,8 @@ def list_disliked(turn: Turn, sifted: Sifted) -> list[dict[str, Any]]:
 def is_of_use(row: dict[str, Any], answer: str | None) -> bool:
     """Whether a teacher's answer may be learned."""
     if answer is None or not answer.strip() or is_loop(answer) or find_pseudonym(answer):
+        return False
+    if is_refusal(answer):
         return False
     disliked = row["completion"][0].get("content") or ""
     return " ".join(answer.split()) != " ".join(disliked.split())

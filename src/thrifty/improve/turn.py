@@ -13,6 +13,7 @@ from thrifty.artifacts import NamedVersion, Store
 from thrifty.artifacts.lineage import walk_lineage
 from thrifty.control.applied import read_applied
 from thrifty.control.candidate import write_spec
+from thrifty.control.checks import NO_LOOP
 from thrifty.db import Database
 from thrifty.db.desired import Desired, read_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
@@ -23,7 +24,7 @@ from thrifty.home import Home
 from thrifty.spec import parse_spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.improve import ImproveSpec
-from thrifty.types import OnProgress, ignore_progress
+from thrifty.types import Family, OnProgress, ignore_progress
 
 MADE_BY_ENGINES = ("openvino", "llamacpp", "checkpoint")
 MADE_BY_PIPELINES = (*MADE_BY_ENGINES, "prune", "distill", "llm-compressor", "gguf")
@@ -112,6 +113,8 @@ def find_serving(there: DesiredDeployment) -> DesiredVersion:
             f"{main.label} of {there.name!r} is served by the engine {main.engine}, which loads no "
             "stored model; there is nothing to train"
         )
+    if there.family == Family.ENCODER:
+        raise ImproveError(f"'improve' {NO_LOOP}")
     return main
 
 

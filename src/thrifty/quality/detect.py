@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thrifty.evaluate.answer_faults import is_empty, is_loop
-from thrifty.evaluate.answer_forms import fits_schema, is_refusal
+from thrifty.evaluate.answer_forms import fits_schema
+from thrifty.evaluate.refusals import is_refusal
 from thrifty.quality.language import differs
 
 EMPTY, LOOP, REFUSAL, TRUNCATED, FORMAT, SCHEMA, LANGUAGE, SHORT, LONG = (
@@ -21,7 +22,7 @@ EMPTY, LOOP, REFUSAL, TRUNCATED, FORMAT, SCHEMA, LANGUAGE, SHORT, LONG = (
 FAULTS = {
     EMPTY: "it says nothing",
     LOOP: "it repeats itself",
-    REFUSAL: "it begins with a refusal (in English)",
+    REFUSAL: "it begins with a refusal",
     TRUNCATED: "it ended at its limit of tokens",
     FORMAT: "JSON was asked for, or a tool called, and it is none",
     SCHEMA: "it is JSON, and does not fit the schema that was asked for",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from thrifty.errors import ControlError
+from thrifty.errors import ControlError, SpecError
 from thrifty.spec.judges import RemoteJudge, check_judge
+from thrifty.spec.own_file import load_file, parse_data
 from thrifty.spec.section import Count, Duration, Number, Section
 
 ACCEPTANCE, JUDGED, RATED = "acceptance", "judged", "rated"
@@ -245,24 +245,16 @@ class ReleasePlan(Section):
 def parse_plan(value: Any) -> ReleasePlan:
     """The plan that a mapping describes. Raises `ControlError` with every fault."""
     try:
-        return ReleasePlan.model_validate({} if value is None else value)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in one['loc']) or 'the plan'}: {one['msg']}"
-            for one in error.errors()
-        )
-        raise ControlError(f"the plan of the release cannot be used: {faults}") from None
+        return parse_data(ReleasePlan, {} if value is None else value, "the plan of the release")
+    except SpecError as error:
+        raise ControlError(str(error)) from None
 
 
 def load_plan(path: Path | None) -> ReleasePlan:
-    """The plan in a YAML file; without one, the default. Raises `ControlError`."""
-    if path is None:
-        return ReleasePlan()
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ControlError(f"the plan {path} cannot be read: {error}") from None
-    return parse_plan(value)
+    """The plan in a YAML file; without one, the default. Raises `SpecError` with every fault and its
+    line.
+    """
+    return ReleasePlan() if path is None else load_file(ReleasePlan, path, "the plan")
 
 
 def dump_plan(plan: ReleasePlan) -> dict[str, Any]:

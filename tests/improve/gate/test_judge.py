@@ -19,7 +19,6 @@ from thrifty.improve.gate.items import (
     Item,
     grade,
     is_json,
-    is_refusal,
     read_items,
 )
 from thrifty.improve.gate.judge import (
@@ -79,19 +78,6 @@ def test_items_are_read_with_their_slices(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_json_is_told_from_other_text(answer: str, expected: bool) -> None:
     assert is_json(answer) is expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("I'm sorry, but I can't help with that.", True), ("As an AI language model, I ...", True),
-        ("I\u2019m afraid I cannot answer.", True), ("I cannot provide this.", True),
-        ("The capital is Lima.", False), ("You can't divide by zero.", False),
-        ("The letter reads: " + "x" * 200 + " I'm sorry, I cannot help.", False),
-    ],
-)  # fmt: skip
-def test_refusals_are_told_from_answers(answer: str, expected: bool) -> None:
-    assert is_refusal(answer) is expected
 
 
 def test_answers_are_graded() -> None:

@@ -85,13 +85,13 @@ function makeOptions(element, colours, series, { format, marks, stepped, integer
     height: HEIGHT,
     legend: { show: false },
     cursor: { drag: { x: false, y: false }, points: { size: 6 } },
-    padding: [8, 8, 0, 0],
-    scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high || 1) * 1.08] } },
+    padding: [8, 24, 0, 0],
+    scales: { y: { range: (_, low, high) => findRange(low ?? 0, high ?? 0) } },
     axes: [
       { ...axis, size: 30, space: narrow ? 70 : 60, incrs: daily ? DAY_STEPS : undefined,
         values: (_, splits, __, ___, gap) => splits.map((at) => formatTime(
           at, { date: gap >= DAY_S, time: gap < DAY_S, second: gap < 60 })) },
-      { ...axis, size: narrow ? 44 : 56, incrs: integer ? WHOLE_STEPS : undefined, values: (_, splits) => splits.map(format) },
+      { ...axis, size: narrow ? 52 : 60, incrs: integer ? WHOLE_STEPS : undefined, values: (_, splits) => splits.map(format) },
     ],
     series: [
       {},
@@ -104,6 +104,12 @@ function makeOptions(element, colours, series, { format, marks, stepped, integer
     ],
     hooks: { draw: [(plot) => drawMarks(plot, marks, colours)] },
   };
+}
+
+/** From the lowest to the highest value, and to 0. */
+export function findRange(low, high) {
+  if (low >= 0 && high <= 0) return [0, 1.08];
+  return [Math.min(0, low) * 1.08, Math.max(0, high) * 1.08];
 }
 
 function drawMarks(plot, marks, colours) {

@@ -1,5 +1,5 @@
 // Releases: versions on their way to all of the traffic, and what each decision rested on.
-import { html, useState } from "./vendor.js";
+import { html, useRef, useState } from "./vendor.js";
 import { call, may, status } from "./api.js";
 import { Chart } from "./chart.js";
 import { formatCount, formatDuration, formatShare } from "./format.js";
@@ -9,6 +9,9 @@ import { link } from "./router.js";
 const TONES = { better: "good", "not worse": "good", worse: "bad", inconclusive: "idle",
   running: "busy", paused: "busy", promoted: "good", rolled_back: "bad", aborted: "bad", ended: "idle" };
 const SHARES = new Set(["acceptance", "errors", "judged", "rated"]);
+const TIMES = new Set(["ttft", "tpot"]);
+const LOOK_S = 5;
+const MAX_LOOKS = 1000;
 
 export default function Releases({ rest }) {
   return rest[0] ? html`<${OneRelease} id=${rest[0]} />` : html`<${ReleaseList} />`;
@@ -62,7 +65,7 @@ function NewRelease({ deployments, onClose, onDone }) {
 const ACTS = { running: ["pause", "promote", "abort"], paused: ["resume", "promote", "abort"] };
 
 function OneRelease({ id }) {
-  const load = useLoad(`api/v1/releases/${encodeURIComponent(id)}`, { every: 5 });
+  const load = useLoad(`api/v1/releases/${encodeURIComponent(id)}`, { every: LOOK_S });
   const [act, setAct] = useState(null);
   return html`<p><a href=${link("releases")}>All releases</a></p>
     <${Loaded} load=${load} rows=${8}>${(one) => html`
@@ -76,7 +79,7 @@ function OneRelease({ id }) {
       <p class="quiet small">By ${one.who}, <${When} at=${one.created_s} />${one.why ? `: ${one.why}` : ""};
         ran for ${formatDuration(one.active_s)}</p>
       <${Metrics} figures=${one.figures} /></${Card}>
-    <${Course} events=${one.events} />
+    <${Course} key=${one.id} release=${one} />
     <${Card} title="Decisions"><${Events} events=${one.events} /></${Card}>
     <${Card} title="Plan"><pre tabindex="0">${JSON.stringify(one.plan, null, 2)}</pre></${Card}>
     ${act && html`<${Dialog} title=${`${act[0].toUpperCase()}${act.slice(1)} the release?`} submit=${act}
@@ -92,7 +95,7 @@ const change = (value) => (value == null ? "…" : `${value >= 0 ? "+" : ""}${(v
 function Metrics({ figures }) {
   const rows = Object.values(figures.metrics ?? {});
   const show = (one, value) => (value == null ? "–" : SHARES.has(one.metric) ? formatShare(value, 2)
-    : String(Number(value.toPrecision(4))));
+    : `${Number(value.toPrecision(4))}${TIMES.has(one.metric) ? " ms" : ""}`);
   const columns = [
     { name: "Metric", cell: (one) => one.metric },
     { name: "Candidate", number: true, cell: (one) => show(one, one.candidate) },
@@ -108,18 +111,26 @@ function Metrics({ figures }) {
     empty="No figures yet." />`;
 }
 
-/** How the interval of each metric narrowed, where there are several decisions with figures. */
-function Course({ events }) {
-  const known = events.filter((one) => one.figures?.metrics);
-  const names = [...new Set(known.flatMap((one) => Object.keys(one.figures.metrics)))];
+/** How the interval of each metric narrows: at each decision, and at each look while the page is open. */
+function Course({ release }) {
+  const looks = useRef([]);
+  const newest = looks.current.at(-1);
+  const running = release.state === "running" || release.state === "paused";
+  if (running && newest?.figures !== release.figures && release.figures.metrics) {
+    looks.current = [...looks.current, { at_s: Date.now() / 1000, figures: release.figures }].slice(-MAX_LOOKS);
+  }
+  const known = [...release.events.filter((one) => one.figures?.metrics), ...looks.current]
+    .sort((a, b) => a.at_s - b.at_s);
   if (known.length < 2) return null;
-  return html`<div class="two">${names.slice(0, 4).map((name) => {
-    const pick = (key) => known.map((one) => one.figures.metrics[name]?.[key] ?? null);
-    return html`<${Card} key=${name} title=${`Difference in ${name}`}><${Chart}
-      title=${`Difference in ${name}`} times=${known.map((one) => one.at_s)} format=${change} stepped
-      series=${[{ label: "lower end", values: pick("low") }, { label: "difference",
-        values: pick("difference") }, { label: "upper end", values: pick("high") }]} /></${Card}>`;
-  })}</div>`;
+  const pick = (name, key) => known.map((one) => one.figures.metrics[name]?.[key] ?? null);
+  const names = [...new Set(known.flatMap((one) => Object.keys(one.figures.metrics)))]
+    .filter((name) => pick(name, "difference").some((value) => value != null));
+  return html`<div class="two">${names.map((name) => html`<${Card} key=${name}
+    title=${`Difference in ${name}`}><${Chart} title=${`Difference in ${name}`}
+      times=${known.map((one) => one.at_s)} format=${change} stepped
+      series=${[{ label: "lower end", values: pick(name, "low") }, { label: "difference",
+        values: pick(name, "difference") }, { label: "upper end", values: pick(name, "high") }]} />
+    </${Card}>`)}</div>`;
 }
 
 function Events({ events }) {

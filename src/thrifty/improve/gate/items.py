@@ -19,9 +19,10 @@ from typing import Any
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.answer_faults import IGNORED, find_faults, find_same
-from thrifty.evaluate.answer_forms import is_json, is_refusal
+from thrifty.evaluate.answer_forms import is_json
 from thrifty.evaluate.answers import is_right
 from thrifty.evaluate.questions import Question, parse_question
+from thrifty.evaluate.refusals import is_refusal
 
 SET = "set"
 """The tag that names an item's set."""
@@ -60,14 +61,16 @@ def read_items(path: Path, name: str) -> list[Item]:
         if line.strip():
             where = f"{path}, line {number}"
             question = parse_question(line, where)
-            item = Item(question, *_read_more(json.loads(line), name, where))
+            record = json.loads(line)
+            item = Item(question, read_tags(record, name, where), _wants_json(record, where))
             found.setdefault(question, item)
     if not found:
         raise EvaluationError(f"{path} contains no questions")
     return list(found.values())
 
 
-def _read_more(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, str], bool]:
+def read_tags(record: dict[str, Any], name: str, where: str) -> dict[str, str]:
+    """The slices that a record of the set `name` counts in. Raises `EvaluationError`."""
     given = record.get("tags", {})
     if not isinstance(given, dict):
         raise EvaluationError(f"{where}: 'tags' must be an object of names and texts")
@@ -77,12 +80,16 @@ def _read_more(record: dict[str, Any], name: str, where: str) -> tuple[dict[str,
         isinstance(one, str) and one.strip() for pair in tags.items() for one in pair
     ):
         raise EvaluationError(f"{where}: tags are at most {MOST_TAGS} pairs of texts")
+    return {SET: name, **tags}
+
+
+def _wants_json(record: dict[str, Any], where: str) -> bool:
     form = record.get("format")
     if form not in (None, "text", "json"):
         raise EvaluationError(f"{where}: 'format' must be text or json, not {form!r}")
     if form == "json" and record.get("answers"):
         raise EvaluationError(f"{where}: an item has 'answers' or the format json, not both")
-    return {SET: name, **tags}, form == "json"
+    return form == "json"
 
 
 def grade(items: Sequence[Item], answers: Sequence[str]) -> dict[str, list[bool | None]]:

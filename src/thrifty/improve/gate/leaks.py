@@ -25,6 +25,10 @@ from thrifty.train.rows import digest_rows
 
 MOST_OVERLAP = 0.001
 OVERLAP, COVERED = 0.5, 0.9
+_FIELDS = (
+    "messages", "prompt", "chosen", "rejected", "completion", "query", "anchor", "positive", "texts",
+)  # fmt: skip
+"""Of rows: what was learned of them."""
 
 
 @dataclass
@@ -116,7 +120,7 @@ def _list_texts(files: Iterable[Path]) -> Iterator[str]:
                 except (ValueError, RecursionError):
                     continue
                 if isinstance(record, dict):
-                    for name in ("messages", "prompt", "chosen", "rejected", "completion"):
+                    for name in _FIELDS:
                         yield from _list_contents(record.get(name))
 
 

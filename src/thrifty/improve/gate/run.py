@@ -46,6 +46,7 @@ from thrifty.improve.gate.judge import ALPHA, Slice, compare_items, compare_text
 from thrifty.improve.gate.leaks import check_domain, find_leaked, find_learned
 from thrifty.improve.gate.preferred import name_judge, prefer_answers
 from thrifty.improve.gate.record import write_record
+from thrifty.improve.gate.retrieval import FOUND, Search, find_nearest, read_search
 from thrifty.improve.gate.trusted import LEAST, judge_trusted
 from thrifty.own_replica import make_server
 from thrifty.spec.judges import RemoteJudge
@@ -57,6 +58,8 @@ MARGIN = 0.05
 ITEMS = 600
 """With 300, one equal version in six would be refused for want of evidence, where a tenth of the
 answers differs; with our 504 questions, one in thirty (`benchmarks/gate_decisions.py`)."""
+PAIRS = "pairs"
+"""What encoders are judged on if nothing is named."""
 SPEED_MARGIN = 0.2
 """A version may be this much slower and larger: measurements on a shared machine spread."""
 MOST_BUSY = 0.3
@@ -116,6 +119,10 @@ class _Models:
     base: tuple[NamedVersion, Artifact] | None
     """None where it is the version that serves, or not stored here any more."""
 
+    @property
+    def are_encoders(self) -> bool:
+        return self.against[1].description.family is Family.ENCODER
+
     def each(self) -> list[tuple[NamedVersion, Artifact]]:
         return [one for one in (self.candidate, self.against, self.base) if one is not None]
 
@@ -138,7 +145,13 @@ def run_gate(
     models = _find_models(store, request)
     learned = find_learned(store, *(one for one, _ in models.each()))
     notes = [f"{data} could not be searched for leaks: it is not here" for data in learned.missing]
-    items, domains, sets = _find_data(store, home, request, models, on_progress)
+    searches: list[Search] = []
+    domains: list[DataFile] = []
+    if models.are_encoders:
+        searches, sets = _find_searches(store, home, request, on_progress)
+        items = [item for one in searches for item in one.items]
+    else:
+        items, domains, sets = _find_data(store, home, request, models, on_progress)
     leaked = find_leaked(items, learned.files)
     if leaked:
         notes.append(f"{len(leaked)} questions are left out: the model was trained on them")
@@ -147,7 +160,10 @@ def run_gate(
         check_domain(domain.path, learned.files)
     for note in notes:
         on_note(note)
-    slices = _judge_answers(store, home, machine, models, items, request, on_progress, database)
+    if models.are_encoders:
+        slices = _judge_searches(store, home, models, searches, leaked, request, on_progress)
+    else:
+        slices = _judge_answers(store, home, machine, models, items, request, on_progress, database)
     slices += _judge_text(store, home, models, domains, request, on_progress)
     slices += _judge_trusted(store, home, models, request, on_progress, on_note)
     if not slices:
@@ -221,13 +237,30 @@ def _find_models(store: Store, request: GateRequest) -> _Models:
     root = find_root(store, candidate[0])
     known = {candidate[1].id, against[1].id}
     base = None if root.artifact in known else (root, store.load(root.artifact))
-    for version, artifact in (candidate, against):
-        if artifact.description.family is not Family.DECODER:
-            raise EvaluationError(
-                f"{version.label} is an encoder; the gate judges decoders. Compare it with "
-                "'thrifty evaluate'"
-            )
+    families = [artifact.description.family for _, artifact in (candidate, against)]
+    if families[0] is not families[1]:
+        raise EvaluationError(
+            f"{candidate[0].label} is of the family {families[0]}, and {against[0].label} of the "
+            f"family {families[1]}; they answer other requests, so there is nothing to compare"
+        )
     return _Models(candidate, against, base)
+
+
+def _find_searches(
+    store: Store, home: Home, request: GateRequest, on_progress: OnProgress
+) -> tuple[list[Search], list[dict[str, Any]]]:
+    """What encoders are judged on, and as the record names it."""
+    if request.judge is not None:
+        raise EvaluationError("a judge compares answers, which encoders do not give; leave it out")
+    searches, sets = [], []
+    for one in request.data or (PAIRS,):
+        found = _find_file(store, home, one, on_progress, kinds=("contrastive",))
+        searches.append(read_search(found.path, found.name, request.items))
+        sets.append(
+            {"name": found.name, "path": str(found.path), "sha256": found.sha256,
+             "kind": "pairs", "items": len(searches[-1].items)}
+        )  # fmt: skip
+    return searches, sets
 
 
 def _find_data(
@@ -245,7 +278,7 @@ def _find_data(
     room = request.items
     for one in named:
         found = _find_file(store, home, one, on_progress)
-        asks = _holds_questions(found.path)
+        asks = holds_questions(found.path)
         if asks and not chat:
             raise EvaluationError(
                 f"{one} holds questions, and a model without a chat template cannot be asked"
@@ -265,8 +298,14 @@ def _find_data(
     return items, domains, sets
 
 
-def _find_file(store: Store, home: Home, named: str, on_progress: OnProgress) -> DataFile:
-    """A set, a file, or what a built data set holds out (else its first rows)."""
+def _find_file(
+    store: Store,
+    home: Home,
+    named: str,
+    on_progress: OnProgress,
+    kinds: Sequence[str] = ("sft", "text"),
+) -> DataFile:
+    """A set, a file, or what a built data set of one of the kinds holds out (else its first rows)."""
     problem = describe_missing(named)
     if problem is None:
         return find_data(named, home.data, store, on_progress)
@@ -274,16 +313,17 @@ def _find_file(store: Store, home: Home, named: str, on_progress: OnProgress) ->
         built = open_set(home.datasets, named)
     except DataError:
         raise EvaluationError(f"{named!r} {problem}; nor was a set of that name built") from None
-    if built.kind not in ("sft", "text"):
+    if built.kind not in kinds:
         raise EvaluationError(
-            f"{built.label} has {built.kind} rows; the gate reads conversations and text"
+            f"{built.label} has {built.kind} rows; the gate reads those of the kinds "
+            f"{' and '.join(kinds)} for such a model"
         )
     file = next((one for one in built.files if one.split == TEST), built.files[0])
     path = built.folder / file.path
     return DataFile(built.label, path, digest_file(path))
 
 
-def _holds_questions(path: Path) -> bool:
+def holds_questions(path: Path) -> bool:
     """Whether a file is to be asked: its first record ends with what a user says."""
     if path.suffix != ".jsonl":
         return False
@@ -341,6 +381,30 @@ def _judge_answers(
         new[PREFERRED] = [one >= 0 for one in outcomes]
         old[PREFERRED] = [one <= 0 for one in outcomes]
     return compare_items(items, (new, candidate), (old, against), base, request.margin)
+
+
+def _judge_searches(
+    store: Store,
+    home: Home,
+    models: _Models,
+    searches: Sequence[Search],
+    leaked: set[int],
+    request: GateRequest,
+    on_progress: OnProgress,
+) -> list[Slice]:
+    numbered = enumerate(item for one in searches for item in one.items)
+    items = {number: item for number, item in numbered if number not in leaked}
+
+    def search(model: tuple[NamedVersion, Artifact]) -> tuple[dict[str, list[bool]], list[str]]:
+        nearest = find_nearest(store, home.evaluations, model[0], searches, on_progress)
+        grades = [nearest[number] == item.question.answers[0] for number, item in items.items()]
+        return {FOUND: grades}, [nearest[number] for number in items]
+
+    if not items:
+        return []
+    base = None if models.base is None else search(models.base)[0]
+    new, old = search(models.candidate), search(models.against)
+    return compare_items(list(items.values()), new, old, base, request.margin)
 
 
 def _judge_text(
@@ -404,10 +468,11 @@ def _judge_speed(
     )
     busy = max(new.get("busy_before", 0.0), old.get("busy_before", 0.0)) > MOST_BUSY
     pairs = {
-        f"tokens/s at {streams} streams": (speed, old["tokens_per_s"].get(streams), True)
-        for streams, speed in new["tokens_per_s"].items()
+        f"{unit}/s at {streams} streams": (speed, old[f"{unit}_per_s"].get(streams), True)
+        for unit in ("tokens", "texts")
+        for streams, speed in new.get(f"{unit}_per_s", {}).items()
     }
-    pairs["time to the first token"] = (new["ttft_s"], old["ttft_s"], False)
+    pairs["time to the first token"] = (new.get("ttft_s"), old.get("ttft_s"), False)
     pairs["bytes"] = (new["size_bytes"], old["size_bytes"], False)
     if new.get("memory_bytes") and old.get("memory_bytes"):
         pairs["bytes of memory"] = (new["memory_bytes"], old["memory_bytes"], False)
