@@ -15,8 +15,8 @@ from thrifty.bench.check import (
     PROMPT_TOKENS,
     STREAMS,
     ServiceSpeed,
-    measure_embeddings,
     measure_service,
+    measure_texts,
 )
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
@@ -56,7 +56,7 @@ def measure_speed(
     *,
     again: bool = False,
 ) -> Measurement:
-    """Load time, time to first token and tokens per second at 1 and 8 streams (for an encoder, texts
+    """Load time, time to first token and tokens per second at 1 and 8 streams (for an encoder or a reranker, texts
     per second) with the engine's default options. Recorded measurements are returned as they are,
     except with `again`. Checkpoints run with 16-bit weights. Blocks.
 
@@ -130,10 +130,12 @@ async def _measure(
         done += 1
         on_progress(Progress("speed_benchmark", done, len(loads) + 1, "steps"))
 
-    if served.family == Family.ENCODER:
+    if served.family != Family.DECODER:
         context = store.load(served.artifact).description.context_length if served.artifact else 0
         words = min(PROMPT_TOKENS, context // 2) or PROMPT_TOKENS
-        found = await measure_embeddings(url, served.name, words=words, on_step=note)
+        found = await measure_texts(
+            url, served.name, Family(served.family), words=words, on_step=note
+        )
         return {"texts_per_s": {str(together): speed for together, speed in found.items()}}
     measured: ServiceSpeed = await measure_service(
         url, served.name, answer="", price_per_hour=0.0, chat=False, streams=loads, on_step=note

@@ -8,12 +8,19 @@ from enum import StrEnum
 
 
 class Family(StrEnum):
-    """The two families of models."""
+    """The families of models."""
 
     DECODER = "decoder"
     """GPT-like: chat and completion."""
     ENCODER = "encoder"
     """BERT-like: embeddings."""
+    RERANKER = "reranker"
+    """BERT-like with one label, a cross-encoder: how relevant a document is to a query."""
+
+    @property
+    def with_article(self) -> str:
+        """As sentences call a model of it."""
+        return f"an {self}" if self is Family.ENCODER else f"a {self}"
 
 
 class Format(StrEnum):

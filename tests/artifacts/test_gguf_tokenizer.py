@@ -246,9 +246,9 @@ def test_unknown_way_of_splitting_is_refused_with_the_way_out(tmp_path: Path) ->
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
-    metadata = {**make_gpt2_metadata(SIZE), "tokenizer.ggml.model": "t5"}
+    metadata = {**make_gpt2_metadata(SIZE), "tokenizer.ggml.model": "rwkv"}
     with pytest.raises(
-        FormatRefused, match=r"tokenizer of the kind 't5'; gpt2, llama and bert are supported"
+        FormatRefused, match=r"tokenizer of the kind 'rwkv'; gpt2, llama, bert and t5 are supported"
     ):
         read(tmp_path, metadata)
 

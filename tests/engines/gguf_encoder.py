@@ -1,4 +1,4 @@
-"""A BERT checkpoint as GGUF, by the rules of llama.cpp's own converter."""
+"""Checkpoints of BERT and XLM-RoBERTa as GGUF, by the rules of llama.cpp's own converter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ NAMES = {
     "intermediate.dense": "ffn_up",
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
+    "pooler.dense": "cls",
+    "classifier": "cls.output",
+    "classifier.dense": "cls",
+    "classifier.out_proj": "cls.output",
 }
+MEAN, RANK = 1, 4
+"""GGUF's numbers for ways of pooling."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -39,12 +45,13 @@ def name_tensor(name: str) -> str:
     return f"{NAMES[stem]}.{suffix}"
 
 
-def write_gguf_encoder(source: Path, path: Path, *, pooling: int = 1) -> Path:
-    """Write the encoder in `source`, an uncased BERT, as a GGUF in 16 bits."""
+def write_gguf_encoder(source: Path, path: Path, *, pooling: int = MEAN) -> Path:
+    """Write the encoder or reranker in `source` as a GGUF in 16 bits."""
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, "bert")
+    checkpoint = load_encoder(source)
     for key, value in {
-        "context_length": config["max_position_embeddings"],
+        "context_length": checkpoint.shape.context_length,
         "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"],
         "block_count": config["num_hidden_layers"],
@@ -54,11 +61,20 @@ def write_gguf_encoder(source: Path, path: Path, *, pooling: int = 1) -> Path:
         writer.add_uint32(f"bert.{key}", value)
     writer.add_float32("bert.attention.layer_norm_epsilon", config["layer_norm_eps"])
     writer.add_bool("bert.attention.causal", False)
-    add_vocabulary(writer, source)
-    for name, values in read_encoder(load_encoder(source)):
-        if name.startswith("pooler."):
+    kind = json.loads((source / "tokenizer.json").read_text())["model"]["type"]
+    (add_unigram if kind == "Unigram" else add_vocabulary)(writer, source)
+    writer.add_token_type_count(config["type_vocab_size"])
+    tensors = dict(read_encoder(checkpoint))
+    heads = ("classifier", "classifier.dense", "classifier.out_proj")
+    for name in (f"{head}.{suffix}" for head in heads for suffix in ("weight", "bias")):
+        if name in checkpoint.tensors:
+            tensors[name] = checkpoint.tensors.read_tensor(name)
+    for name, values in tensors.items():
+        if name.startswith("pooler.") and pooling != RANK:
             continue
-        small = values.ndim == 1 or "token_type" in name or "position" in name
+        if "position_embeddings" in name:
+            values = values[checkpoint.shape.first_position :]
+        small = values.ndim == 1 or "token_type" in name or "position" in name or "class" in name
         writer.add_tensor(name_tensor(name), values.astype(np.float32 if small else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -78,9 +94,33 @@ def add_vocabulary(writer: Any, source: Path) -> None:
     writer.add_tokenizer_pre("jina-v2-en")
     writer.add_token_list(written)
     writer.add_token_types([3 if one in SPECIAL else 1 for one in tokens])
-    writer.add_token_type_count(2)
+    writer.add_add_eos_token(True)
+    writer.add_add_sep_token(False)
     for key, token in (
         ("padding", "[PAD]"), ("unknown", "[UNK]"), ("cls", "[CLS]"), ("seperator", "[SEP]"),
-        ("bos", "[CLS]"), ("mask", "[MASK]"),
+        ("bos", "[CLS]"), ("eos", "[SEP]"), ("mask", "[MASK]"),
     ):  # fmt: skip
         writer.add_uint32(f"tokenizer.ggml.{key}_token_id", vocabulary[token])
+
+
+def add_unigram(writer: Any, source: Path) -> None:
+    """The vocabulary of an XLM-RoBERTa with its scores."""
+    pieces = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    writer.add_tokenizer_model("t5")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([piece for piece, _ in pieces])
+    writer.add_token_scores([score for _, score in pieces])
+    types = {"<unk>": 2, **dict.fromkeys(("<s>", "<pad>", "</s>"), 3)}
+    writer.add_token_types([types.get(piece, 1) for piece, _ in pieces])
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.add_add_sep_token(True)
+    ids = dict(zip(special, range(4), strict=True))
+    for key, token in (
+        ("bos", "<s>"), ("eos", "</s>"), ("unknown", "<unk>"), ("seperator", "</s>"),
+        ("padding", "<pad>"), ("cls", "<s>"),
+    ):  # fmt: skip
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", ids[token])

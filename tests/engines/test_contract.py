@@ -697,6 +697,8 @@ def ask_with_field(server: Server, endpoint: Endpoint, name: str, value: Any) ->
         body = {"max_tokens": 4, "prompt": "One, two,"}
     elif endpoint is Endpoint.EMBEDDINGS:
         body = {"input": "One, two,"}
+    elif endpoint is Endpoint.RERANK:
+        body = {"query": "One, two,", "documents": ["three"]}
     elif endpoint is Endpoint.TOKENIZE:
         body = {} if name == "prompt" else {"messages": body["messages"]}
     body |= {name: value}

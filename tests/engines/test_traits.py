@@ -18,6 +18,7 @@ from thrifty.engines.openvino.options import CAPACITY, OpenVinoOptions, resolve
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
 from thrifty.engines.server.backend import ModelFacts
 from thrifty.engines.server.request import parse_chat, parse_completion
+from thrifty.engines.server.rerank import parse_rerank
 from thrifty.errors import EngineError
 from thrifty.graphs.arithmetic import LIMIT_VARIABLE
 from thrifty.spec import load_spec
@@ -70,6 +71,7 @@ def test_engines_honour_no_field_that_nobody_reads(kind: str) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
     parse_chat(_Read(chat, seen), tokenizer, facts)
     parse_completion(_Read({"prompt": "x", "suffix": ""}, seen), tokenizer, facts)
+    parse_rerank(_Read({"query": "x", "documents": ["x"]}, seen), tokenizer, facts, "m")
     elsewhere = {
         "input",
         "dimensions",

@@ -128,6 +128,7 @@ def test_a_seed_counts_only_where_the_engine_honours_seeds() -> None:
     assert not is_deterministic(Endpoint.CHAT, {"seed": 1}, frozenset())
     assert not is_deterministic(Endpoint.CHAT, {"seed": 1}, None)
     assert is_deterministic(Endpoint.EMBEDDINGS, {}, None)
+    assert is_deterministic(Endpoint.RERANK, {}, None)
 
 
 # Bounds

@@ -172,7 +172,7 @@ def test_the_wanted_format_is_a_fact_and_redacted() -> None:
     assert make_texts(Endpoint.CHAT, large, body)[2] is None  # type: ignore[index]
 
 
-@pytest.mark.parametrize("endpoint", [Endpoint.EMBEDDINGS, Endpoint.TOKENIZE])
+@pytest.mark.parametrize("endpoint", [Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.TOKENIZE])
 def test_other_endpoints_have_no_texts(endpoint: Endpoint) -> None:
     assert make_texts(endpoint, {"input": "x", "prompt": "x"}, b"{}") is None
 

@@ -88,6 +88,14 @@ def test_the_whole_input_of_embeddings_identifies_the_conversation() -> None:
     assert of(["a", "b"]) != of(["ab"])
 
 
+def test_query_and_documents_of_a_ranking_identify_the_conversation() -> None:
+    def of(query: str, *documents: str) -> str:
+        return identify({"query": query, "documents": documents}, endpoint=Endpoint.RERANK)
+
+    assert of("a", "b") == of("a", "b")
+    assert len({of("a", "b"), of("b", "a"), of("a", "b", "b"), of("ab", "b")}) == 4
+
+
 def test_a_client_names_its_conversation() -> None:
     named = identify(chat(("user", "x")), b"session 7")
     assert named == identify(chat(("user", "y")), b"session 7")

@@ -84,6 +84,10 @@ RIGHT: dict[str, list[Any]] = {
     "input": ["x", ["x", "y"], [1, 2], [[1], [2, 3]]],
     "encoding_format": ["float", "base64"],
     "dimensions": [1, 256],
+    "query": ["x", "What?"],
+    "documents": [["x"], ["x", ""], [{"text": "x"}, "y"]],
+    "top_n": [1, 3],
+    "return_documents": [True, False],
     "add_special_tokens": [True, False],
     "add_generation_prompt": [True, False],
     "continue_final_message": [True, False],
@@ -126,6 +130,17 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "input": [[], [[]], ["x", 1], [1, "x"], [[1], []], [[1], "x"], [-1], [True], [[1], [True]]],
     "encoding_format": ["int8", ""],
     "dimensions": [0],
+    "query": [""],
+    "documents": [
+        [],
+        [1],
+        ["x", None],
+        [{}],
+        [{"text": 1}],
+        [{"text": "x", "title": "y"}],
+        [["x"]],
+    ],
+    "top_n": [0, -1, 1.5],
     "truncate_prompt_tokens": [-2, 0, 2**31],
 }
 
@@ -146,6 +161,7 @@ def body_with(endpoint: Endpoint, name: str, value: Any) -> dict[str, Any]:
         Endpoint.CHAT: {"messages": MESSAGES},
         Endpoint.COMPLETIONS: {"prompt": "x"},
         Endpoint.EMBEDDINGS: {"input": "x"},
+        Endpoint.RERANK: {"query": "x", "documents": ["x"]},
         Endpoint.TOKENIZE: {},
     }[endpoint]
     return {**required, name: value}
@@ -225,8 +241,8 @@ def test_a_long_value_is_shown_in_part() -> None:
 
 @pytest.mark.parametrize(("endpoint", "name"), ALL)
 def test_null_means_not_given(endpoint: Endpoint, name: str) -> None:
-    if name == REQUIRED.get(endpoint):
-        error = refusal({name: None}, endpoint)
+    if name in REQUIRED[endpoint]:
+        error = refusal(body_with(endpoint, name, None), endpoint)
         assert (error.param, error.code) == (name, "missing_required_parameter")
         return
     for honoured in (EVERYTHING, frozenset[str](), None):
@@ -243,7 +259,7 @@ def test_unsupported_fields_are_refused_unless_neutral(endpoint: Endpoint, name:
     assert asking, "some value asks for something"
     for value in asking:
         body = body_with(endpoint, name, value)
-        if name in ALWAYS_HONOURED or name == REQUIRED.get(endpoint):
+        if name in ALWAYS_HONOURED or name in REQUIRED[endpoint]:
             check_fields(body, endpoint, frozenset())
             continue
         error = refusal(body, endpoint, EVERYTHING - {name})
@@ -279,10 +295,10 @@ def test_an_error_names_the_replacement() -> None:
 
 @pytest.mark.parametrize("endpoint", Endpoint)
 def test_the_required_field_is_checked_first(endpoint: Endpoint) -> None:
-    required = REQUIRED.get(endpoint)
-    if required is None:
+    if not REQUIRED[endpoint]:
         check_fields({}, endpoint, EVERYTHING)
         return
+    required = REQUIRED[endpoint][0]
     error = refusal({"temprature": 1}, endpoint)
     assert (error.param, error.code) == (required, "missing_required_parameter")
     assert error.message == f"Missing required parameter: '{required}'."

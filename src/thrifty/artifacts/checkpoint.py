@@ -16,7 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.artifacts.gguf_file import GgufFile
-from thrifty.artifacts.inspect import find_safetensors, read_architecture, read_json
+from thrifty.artifacts.inspect import (
+    find_safetensors,
+    read_architecture,
+    read_first_position,
+    read_json,
+)
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.settings import read_integer, read_number, read_token_ids
 from thrifty.artifacts.stop_tokens import read_ends, read_gguf_ends
@@ -34,6 +39,11 @@ DECODERS = {
 GGUF_DECODERS = frozenset(DECODERS.values())
 ENCODERS = frozenset({"BertModel"})
 """Supported encoder architectures."""
+RERANKERS = frozenset(
+    {"BertForSequenceClassification", "RobertaForSequenceClassification",
+     "XLMRobertaForSequenceClassification"}
+)  # fmt: skip
+"""Supported architectures of rerankers."""
 LAYER_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                   "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 """The matrices of a decoder's layer, after `model.layers.N.`."""
@@ -89,7 +99,9 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The dimensions and constants of a BERT-like encoder, and its pooling."""
+    """The dimensions and constants of a BERT-like encoder, and its pooling: `mean`, `cls`, or `rank` for
+    rerankers, which give one logit.
+    """
 
     architecture: str
     layers: int
@@ -101,6 +113,8 @@ class EncoderShape:
     pooling: str = "mean"
     normalize: bool = True
     pad_token_id: int = 0
+    first_position: int = 0
+    """The position of a text's first token."""
 
 
 @dataclass(frozen=True)
@@ -148,38 +162,42 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
 
 
 def load_encoder(folder: Path) -> EncoderCheckpoint:
-    """Load the encoder in `folder`. Raises `FormatRefused` if it is not supported."""
+    """Load the encoder or reranker in `folder`. Raises `FormatRefused` if it is not supported."""
     path = folder / "config.json"
     config = read_json(path)
     architecture = read_architecture(config)
-    if architecture not in ENCODERS:
+    if architecture not in ENCODERS | RERANKERS:
         raise FormatRefused(
             f"the encoder architecture {architecture!r} is not supported; supported are: "
-            f"{', '.join(sorted(ENCODERS))}"
+            f"{', '.join(sorted(ENCODERS | RERANKERS))}"
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise FormatRefused(f"the activation {config['hidden_act']!r} is not supported; gelu is")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise FormatRefused("only absolute position embeddings are supported")
     pooling, normalize = _read_pooling(folder)
+    if architecture in RERANKERS:
+        pooling, normalize = "rank", False
+    first_position = read_first_position(config, path)
     shape = EncoderShape(
         architecture=architecture,
         layers=read_integer(config, "num_hidden_layers", path),
         hidden_size=read_integer(config, "hidden_size", path),
         heads=read_integer(config, "num_attention_heads", path),
         vocab_size=read_integer(config, "vocab_size", path),
-        context_length=read_integer(config, "max_position_embeddings", path),
+        context_length=read_integer(config, "max_position_embeddings", path) - first_position,
         norm_epsilon=read_number(config, "layer_norm_eps", path, default=1e-12),
         pooling=pooling,
         normalize=normalize,
         pad_token_id=read_integer(config, "pad_token_id", path, default=0, least=0),
+        first_position=first_position,
     )
     if shape.hidden_size % shape.heads:
         raise IntegrityError(
             f"{path} is damaged: {shape.hidden_size} dimensions cannot be split into {shape.heads} "
             "heads"
         )
-    tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "bert."))
+    tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "bert.", "roberta."))
     return EncoderCheckpoint(shape, tensors)
 
 

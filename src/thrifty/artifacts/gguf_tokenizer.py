@@ -1,8 +1,9 @@
 """Convert the tokenizer in a GGUF to a `tokenizer.json` for the tokenizers library.
 
 Byte-level BPE (`gpt2`) needs its merges, its pre-tokenizer (`pre`) and its special tokens.
-SentencePiece BPE (`llama`) has scores instead of merges. Unknown pre-tokenizers are refused,
-because a tokenizer that is slightly wrong makes a model worse without any sign of it.
+SentencePiece BPE (`llama`) has scores instead of merges, and so has the unigram of XLM-RoBERTa (`t5`).
+Unknown pre-tokenizers are refused, because a tokenizer that is slightly wrong makes a model worse
+without any sign of it.
 """
 
 from __future__ import annotations
@@ -64,14 +65,14 @@ def _build_tokenizer(file: GgufFile, pre: str | None) -> Tokenizer:
         tokenizer = _build_byte_level(file, tokens, pre)
     elif kind == "llama":
         tokenizer = _build_sentencepiece(file, tokens)
-    elif kind == "bert":
-        tokenizer = _build_wordpiece(file, tokens)
+    elif kind in ("bert", "t5"):
+        tokenizer = (_build_wordpiece if kind == "bert" else _build_unigram)(file, tokens)
         _add_special_tokens(tokenizer, file, tokens)
         _add_ends(tokenizer, file, tokens)
         return tokenizer
     else:
         raise FormatRefused(
-            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2, llama and bert are supported"
+            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2, llama, bert and t5 are supported"
         )
     _add_special_tokens(tokenizer, file, tokens)
     # llama.cpp's defaults.
@@ -178,6 +179,28 @@ def _build_wordpiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def _build_unigram(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    """The SentencePiece unigram of XLM-RoBERTa, whose table of characters makes all white space spaces."""
+    scores = file.metadata.get("tokenizer.ggml.scores")
+    if not scores:
+        raise IntegrityError(f"{file.path} contains a unigram vocabulary without scores")
+    unknown = int(file.metadata.get("tokenizer.ggml.unknown_token_id", 2))
+    pieces = [(token, float(score)) for token, score in zip(tokens, scores, strict=True)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=False))
+    replaced = file.metadata.get("tokenizer.ggml.precompiled_charsmap")
+    first = [normalizers.Precompiled(bytes(replaced))] if replaced else []
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *first,
+            normalizers.Replace(Regex(r"\A +| +\z"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
 def _add_ends(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     """What stands around a text of an encoder."""
     first = int(file.metadata.get("tokenizer.ggml.cls_token_id", 0)) or int(
@@ -185,10 +208,12 @@ def _add_ends(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     )
     last = int(file.metadata.get("tokenizer.ggml.seperator_token_id", 102))  # GGUF's own spelling
     begin, end = tokens[first], tokens[last]
+    pair = f"{begin} $A {end} $B:1 {end}:1"
+    if int(file.metadata.get("tokenizer.ggml.token_type_count", 2)) == 1:
+        pair = f"{begin} $A {end} {end} $B {end}"  # RoBERTa knows one kind of segment
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B:1 {end}:1",
-        special_tokens=[(begin, first), (end, last)],
-    )  # fmt: skip
+        single=f"{begin} $A {end}", pair=pair, special_tokens=[(begin, first), (end, last)]
+    )
 
 
 def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ OPENVINO_NOTE = "thrifty.json"
 _GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 """The name of a part, as llama.cpp's tool gives it."""
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_RANKS = 4
+"""GGUF's number for the pooling of rerankers."""
 _ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", "MPNetModel")
 
 
@@ -112,9 +114,26 @@ def read_architecture(config: dict[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) else str(named)
 
 
+def read_first_position(config: dict[str, Any], path: Path) -> int:
+    """The position of a text's first token, by a `config.json` at `path`: RoBERTa's models leave those
+    up to the padding token's id unused.
+    """
+    if "Roberta" not in read_architecture(config):
+        return 0
+    return read_integer(config, "pad_token_id", path, default=1, least=0) + 1
+
+
 def _read_context(config: dict[str, Any], folder: Path) -> int:
     path = folder / "config.json"
-    return read_integer(config, "max_position_embeddings", path, default=0, least=0)
+    positions = read_integer(config, "max_position_embeddings", path, default=0, least=0)
+    return max(0, positions - read_first_position(config, path))
+
+
+def _count_labels(config: dict[str, Any]) -> int:
+    """How many labels a classifier has; 2 where its settings do not say, as in transformers."""
+    labels = config.get("id2label")
+    given = len(labels) if isinstance(labels, dict) else config.get("num_labels")
+    return given if isinstance(given, int) else 2
 
 
 def inspect_gguf(path: Path, *others: Path) -> Description:
@@ -133,7 +152,7 @@ def inspect_gguf(path: Path, *others: Path) -> Description:
         raise IntegrityError(f"{path} names no architecture; it is not a language model")
     return Description(
         format=Format.GGUF,
-        family=Family.ENCODER if is_gguf_encoder(file) else Family.DECODER,
+        family=_find_gguf_family(file),
         architecture=file.architecture,
         context_length=read_integer(
             file.metadata, f"{file.architecture}.context_length", path, default=0, least=0
@@ -143,9 +162,12 @@ def inspect_gguf(path: Path, *others: Path) -> Description:
     )
 
 
-def is_gguf_encoder(file: GgufFile) -> bool:
-    """Whether a GGUF embeds texts: its architecture does, or it says how tokens are pooled."""
-    return "bert" in file.architecture or bool(file.get("pooling_type", 0))
+def _find_gguf_family(file: GgufFile) -> Family:
+    """A GGUF that says how tokens are pooled embeds texts or ranks them; BERT's do in any case."""
+    pooling = file.get("pooling_type", 0)
+    if pooling == _RANKS:
+        return Family.RERANKER
+    return Family.ENCODER if pooling or "bert" in file.architecture else Family.DECODER
 
 
 def _name_gguf_weights(files: list[GgufFile]) -> str:
@@ -169,9 +191,12 @@ def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
     config = read_json(folder / "config.json")
     architecture = read_architecture(config)
     encoder = architecture in _ENCODERS or (folder / "modules.json").exists()
+    family = Family.ENCODER if encoder else Family.DECODER
+    if architecture.endswith("ForSequenceClassification") and _count_labels(config) == 1:
+        family = Family.RERANKER
     return Description(
         format=Format.SAFETENSORS,
-        family=Family.ENCODER if encoder else Family.DECODER,
+        family=family,
         architecture=architecture,
         context_length=_read_context(config, folder),
         parameters=SafetensorsFiles(paths).parameters(),

@@ -39,7 +39,7 @@ from thrifty.openai.fields import Endpoint, missing_parameter
 from thrifty.openai.ids import new_id
 from thrifty.units import parse_duration_s
 
-ENDPOINTS = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
+ENDPOINTS = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.RERANK)
 MIN_WINDOW_S, MAX_WINDOW_S = 1.0, 30 * 86400.0
 
 _FIELDS = (

@@ -18,6 +18,8 @@ from thrifty.errors import BenchError
 from thrifty.http.client import HttpClient
 from thrifty.http.origin import parse_origin
 from thrifty.openai.errors import read_code, read_message
+from thrifty.openai.fields import ANSWERED
+from thrifty.types import Family
 
 QUESTION = "What is the capital of France?"
 BEGINNING = "The capital of France is"
@@ -28,7 +30,7 @@ STREAMS = (1, 8)
 SECONDS = 2.5
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48
 EMBEDDING_BATCH_SIZES = (1, 32)
-"""Texts in a request for embeddings."""
+"""Texts in a request for embeddings or for a ranking."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,16 @@ async def measure_service(
     return ServiceSpeed(question, answer, good[len(good) // 2], speeds, cost, price_per_hour)
 
 
-async def measure_embeddings(
+async def measure_texts(
     url: str,
     model: str,
+    family: Family,
     *,
     words: int = PROMPT_TOKENS,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[int, float]:
-    """Measure texts per second, of `words` words each, by the number of texts in a request.
+    """Measure how many texts per second, of `words` words each, an encoder embeds or a reranker ranks,
+    by the number of texts in a request.
 
     Sends one request at a time. Raises `BenchError`.
     """
@@ -155,15 +159,17 @@ async def measure_embeddings(
             done, started_s = 0, time.perf_counter()
             while (took_s := time.perf_counter() - started_s) < SECONDS:
                 texts = [request.prompt for request in itertools.islice(requests, batch_size)]
+                body: dict[str, Any] = {"model": model, "input": texts}
+                if family is Family.RERANKER:
+                    body = {"model": model, "query": QUESTION, "documents": texts}
+                (endpoint,) = ANSWERED[family]
                 status, data = await client.fetch(
-                    f"{url}/v1/embeddings", method="POST",
+                    f"{url}{endpoint.value}", method="POST",
                     headers=b"content-type: application/json\r\n" + MEASUREMENT_LINE,
-                    body=msgspec.json.encode({"model": model, "input": texts}), timeout_s=120.0,
+                    body=msgspec.json.encode(body), timeout_s=120.0,
                 )  # fmt: skip
                 if status != 200:
-                    raise BenchError(
-                        f"embeddings were answered with {status}: {read_message(data)}"
-                    )
+                    raise BenchError(f"{endpoint.value} answered {status}: {read_message(data)}")
                 done += batch_size
             speeds[batch_size] = done / took_s
     finally:

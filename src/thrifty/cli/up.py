@@ -271,6 +271,9 @@ def _curl(url: str, name: str, family: str, with_key: bool, chat: bool) -> str:
     auth = ' -H "Authorization: Bearer $THRIFTY_KEY"' if with_key else ""
     if family == Family.ENCODER:
         path, body = "embeddings", f'{{"model": "{name}", "input": "Hello"}}'
+    elif family == Family.RERANKER:
+        documents = '["Paris is a city", "Cats sleep"]'
+        path, body = "rerank", f'{{"model": "{name}", "query": "Where?", "documents": {documents}}}'
     elif not chat:
         path, body = "completions", f'{{"model": "{name}", "prompt": "Hello"}}'
     else:

@@ -263,6 +263,11 @@ def check_model(compress: CompressSpec, source: Model) -> None:
             f"{version.label} is already prepared for an engine; name the checkpoint that it was "
             "made from"
         )
+    if description.family is Family.RERANKER:
+        raise CompressionError(
+            f"{version.label} is a reranker, of which only the weights are made smaller; say "
+            "'compress: int8' or 'compress: int4' alone"
+        )
     if description.family is Family.ENCODER:
         _check_encoder(version, compress)
     if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:

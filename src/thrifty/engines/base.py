@@ -22,7 +22,7 @@ from thrifty.engines.environments import Environment
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
 from thrifty.home import Home
-from thrifty.openai.fields import Endpoint, Narrowed
+from thrifty.openai.fields import ANSWERED, Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
@@ -139,9 +139,7 @@ class Traits:
     @property
     def endpoints(self) -> frozenset[Endpoint]:
         """The endpoints that its servers answer, with a model of the right family."""
-        found = {Endpoint.EMBEDDINGS} if Family.ENCODER in self.families else set()
-        if Family.DECODER in self.families:
-            found |= {Endpoint.CHAT, Endpoint.COMPLETIONS}
+        found = {endpoint for family in self.families for endpoint in ANSWERED[family]}
         return frozenset(found | {Endpoint.TOKENIZE} if self.tokenizes else found)
 
     @property

@@ -7,6 +7,7 @@ wrong is found before the first request. Imports no OpenVINO.
 
     decoders    the next token behind each prompt, and its log-probability
     encoders    the embedding of each prompt
+    rerankers   the logit of each prompt with the next one
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from thrifty.errors import IntegrityError
 from thrifty.files import write_atomically
+from thrifty.text.tokenizer import TextTokenizer
 
 FILE = "known_answers.json"
 TEXTS = (
@@ -32,6 +34,8 @@ TEXTS = (
     "Dear Sir or Madam, I am writing to you because",
 )
 """Texts of several kinds, which between them exercise most inputs of a model."""
+PAIRS = tuple(zip(TEXTS, (*TEXTS[1:], TEXTS[0]), strict=True))
+"""Each text with the next one, for rerankers."""
 MOST_TOKENS = 24
 """Of each text at most so many tokens are used: all take little of the time of a start."""
 TOP = 16
@@ -45,6 +49,8 @@ whose logits are larger, differ by up to 0.6 and must start, too. Damaged weight
 nats, and saturated sums by up to 1.3, but by as little as 0.11 in a model whose weights are mostly
 small: those are found by the features that a scheme needs, and by `exact_sums.py`.
 """
+LOGIT_TOLERANCE = 1.0
+"""The most by which a reranker's logits, which are log-odds, may differ from the known ones on average."""
 LEAST_COSINE = 0.9
 """The least that an embedding may agree with its known answer on average."""
 
@@ -65,11 +71,32 @@ class KnownEmbedding(msgspec.Struct, frozen=True):
     embedding: list[float]
 
 
+class KnownLogit(msgspec.Struct, frozen=True):
+    """A query and a document as one sequence of tokens, and how relevant a reranker finds it."""
+
+    pair: list[int]
+    document_at: int
+    """Where the document's segment begins."""
+    logit: float
+
+
 class KnownAnswers(msgspec.Struct, frozen=True):
-    """All known answers of a model; a decoder has `tokens`, an encoder `embeddings`."""
+    """All known answers of a model: a decoder has `tokens`, an encoder `embeddings`, a reranker
+    `logits`.
+    """
 
     tokens: list[KnownToken] = []
     embeddings: list[KnownEmbedding] = []
+    logits: list[KnownLogit] = []
+
+
+def list_known_pairs(tokenizer: TextTokenizer, most: int) -> list[tuple[list[int], int]]:
+    """`PAIRS` as at most `most` tokens, and where the second text's segment begins."""
+    pairs = []
+    for first, second in PAIRS:
+        (pair,) = tokenizer.encode_pairs(first, [second])
+        pairs.append((pair.ids[:most], min(most, pair.second_at)))
+    return pairs
 
 
 def read_known_answers(folder: Path) -> KnownAnswers | None:
@@ -130,6 +157,14 @@ def judge_embeddings(
     if cosine >= LEAST_COSINE:
         return None
     return _describe(f"its embeddings agree by {cosine:.3f}, less than {LEAST_COSINE:g},")
+
+
+def judge_logits(known: Sequence[KnownLogit], found: Sequence[float]) -> str | None:
+    """Why logits are not those of this model; None if they are."""
+    off = sum(abs(a.logit - b) for a, b in zip(known, found, strict=True)) / len(known)
+    if off <= LOGIT_TOLERANCE:
+        return None
+    return _describe(f"its logits differ by {off:.2f}, more than {LOGIT_TOLERANCE:g},")
 
 
 def _describe(difference: str) -> str:

@@ -28,7 +28,7 @@ async def probe_generation(
 ) -> str | None:
     """Why the server at `url` is not ready; None when it is.
 
-    `deep` asks for one token (or one embedding): an open port and a loaded model are not yet an
+    `deep` asks for one token (or one embedding, or one document's relevance): an open port and a loaded model are not yet an
     engine that works.
     """
     client = HttpClient()
@@ -41,6 +41,9 @@ async def probe_generation(
         if served.family == Family.ENCODER:
             path = "/v1/embeddings"
             body: dict[str, Any] = {"model": served.name, "input": "ready?"}
+        elif served.family == Family.RERANKER:
+            path = "/v1/rerank"
+            body = {"model": served.name, "query": "ready?", "documents": ["yes"]}
         else:
             path = "/v1/completions"
             body = {"model": served.name, "prompt": "ready?", "max_tokens": 1, "temperature": 0}

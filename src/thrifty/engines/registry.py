@@ -49,6 +49,8 @@ def choose_engine(kind: str, artifact: Artifact | None) -> Engine:
         if traits.auto_rank is not None and family in traits.families and fits:
             ranked.append((traits.auto_rank, engine.kind, engine))
     if not ranked:
-        what = f"a {artifact.description.format.value} {family}" if artifact else f"a {family}"
+        what = (
+            f"a {artifact.description.format.value} {family}" if artifact else family.with_article
+        )
         raise EngineError(f"no engine serves {what} by itself; name one (engine.kind)")
     return min(ranked, key=lambda one: one[:2])[2]

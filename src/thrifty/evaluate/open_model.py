@@ -40,8 +40,8 @@ def open_model(
     version, artifact = fetch_model(store, model, on_progress=on_progress)
     if artifact.description.family is not Family.DECODER:
         raise EvaluationError(
-            f"{version.label} is an encoder, which predicts no next tokens; its reference must be "
-            "one too"
+            f"{version.label} is {artifact.description.family.with_article}, which predicts no next "
+            "tokens; its reference must be one too, and rerankers are not evaluated"
         )
     return find_backend(backend).open_decoder(
         store, version, artifact, exact=exact, kv_precision=kv_precision, on_progress=on_progress
@@ -66,7 +66,8 @@ def open_encoder(
     version, artifact = fetch_model(store, model, on_progress=on_progress)
     if artifact.description.family is not Family.ENCODER:
         raise EvaluationError(
-            f"{version.label} is a decoder, which has no embeddings; its reference must be one too"
+            f"{version.label} is {artifact.description.family.with_article}, which has no embeddings; "
+            "its reference must be one too"
         )
     return find_backend(backend).open_encoder(
         store, version, artifact, exact=exact, on_progress=on_progress

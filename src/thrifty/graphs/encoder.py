@@ -1,10 +1,11 @@
-"""A BERT-like encoder as an OpenVINO graph that gives one embedding for each text.
+"""A BERT-like encoder as an OpenVINO graph that gives one embedding for each text, or one logit for
+each pair of texts.
 
-Pooling and normalization are part of the graph. Devlin et al. 2018 (1810.04805); Reimers &
-Gurevych 2019 (1908.10084).
+Pooling and normalization are part of the graph, and so is the head of a reranker. Devlin et al. 2018
+(1810.04805); Reimers & Gurevych 2019 (1908.10084); Nogueira & Cho 2019 (1901.04085).
 
-Inputs: `input_ids` and `attention_mask`, both [batch, tokens]. Output: `embeddings`
-[batch, hidden].
+Inputs: `input_ids` and `attention_mask`, both [batch, tokens]; `token_type_ids`, alike, of rerankers
+that know two kinds of segments. Output: `embeddings` [batch, hidden], or `logits` [batch, 1].
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint
+from thrifty.artifacts.checkpoint import EncoderCheckpoint, Tensors
 from thrifty.graphs.weights import SchemeWeights, Weights, read_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 
@@ -45,8 +46,7 @@ def build_encoder(
     tapped: list[Any] = []
     width = shape.hidden_size
     head_dim = width // shape.heads
-    input_ids = _input("input_ids")
-    attention_mask = _input("attention_mask")
+    input_ids, attention_mask = inputs = [_input("input_ids"), _input("attention_mask")]
 
     def linear(x: Any, name: str, rows: int | None = width, columns: int | None = width) -> Any:
         values = read_weight(tensors, f"{name}.weight", rows, columns)
@@ -74,13 +74,20 @@ def build_encoder(
     )
     tokens = op.gather(op.shape_of(input_ids), _ints(1), _ints(0))
     places = read_weight(
-        tensors, "embeddings.position_embeddings.weight", shape.context_length, width
-    )
+        tensors, "embeddings.position_embeddings.weight",
+        shape.first_position + shape.context_length, width,
+    )  # fmt: skip
     positions = op.gather(
-        op.constant(places), op.range(_ints(0), tokens, _ints(1), "i64"), _ints(0)
+        op.constant(places[shape.first_position :]),
+        op.range(_ints(0), tokens, _ints(1), "i64"),
+        _ints(0),
     )
-    segment = read_weight(tensors, "embeddings.token_type_embeddings.weight", None, width)[:1]
-    hidden = op.add(op.add(words, op.unsqueeze(positions, _ints(0))), op.constant(segment[None]))
+    kinds = read_weight(tensors, "embeddings.token_type_embeddings.weight", None, width)
+    segment = op.constant(kinds[None, :1])
+    if shape.pooling == "rank" and len(kinds) > 1:
+        inputs.append(_input("token_type_ids"))
+        segment = op.gather(op.constant(kinds), op.convert(inputs[-1], "i32"), _ints(0))
+    hidden = op.add(op.add(words, op.unsqueeze(positions, _ints(0))), segment)
     hidden = norm(hidden, "embeddings.LayerNorm")
     mask = op.unsqueeze(op.not_equal(attention_mask, _ints(0)), _ints([1, 2]))
     for layer in range(shape.layers):
@@ -108,14 +115,14 @@ def build_encoder(
     if taps:
         tapped.append(op.result(hidden))
         tapped[-1].output(0).set_names({f"{TAP}{OUTPUT}"})
-    pooled = _pool(hidden, attention_mask, shape.pooling)
+    ranks = shape.pooling == "rank"
+    found = _rank(hidden, tensors) if ranks else _pool(hidden, attention_mask, shape.pooling)
     if shape.normalize:
-        pooled = op.normalize_l2(pooled, _ints([1]), 1e-24, "max")
-    embeddings = op.result(pooled)
-    embeddings.output(0).set_names({"embeddings"})
+        found = op.normalize_l2(found, _ints([1]), 1e-24, "max")
+    result = op.result(found)
+    result.output(0).set_names({"logits" if ranks else "embeddings"})
     on_progress(Progress("convert", shape.layers, shape.layers, "layers"))
-    inputs = [input_ids, attention_mask, *kept.inputs]
-    return ov.Model([embeddings, *tapped], inputs, "encoder")
+    return ov.Model([result, *tapped], [*inputs, *kept.inputs], "encoder")
 
 
 def _ints(values: Any) -> Any:
@@ -127,6 +134,24 @@ def _input(name: str) -> Any:
     parameter.set_friendly_name(name)
     parameter.output(0).set_names({name})
     return parameter
+
+
+def _rank(hidden: Any, tensors: Tensors) -> Any:
+    """The logit of a reranker's head, by the names of BERT or RoBERTa. The head is small and stays in
+    floats.
+    """
+    bert = "pooler.dense.weight" in tensors
+    names = ("pooler.dense", "classifier") if bert else ("classifier.dense", "classifier.out_proj")
+
+    def linear(x: Any, name: str, rows: int) -> Any:
+        weight = read_weight(tensors, f"{name}.weight", rows, None)
+        bias = read_weight(tensors, f"{name}.bias", rows)
+        product = op.matmul(x, op.constant(weight), False, True)
+        return op.add(product, op.constant(bias[None]))
+
+    width = len(tensors.read_tensor(f"{names[0]}.bias"))
+    first = op.gather(hidden, _ints(0), _ints(1))
+    return linear(op.tanh(linear(first, names[0], width)), names[1], 1)
 
 
 def _pool(hidden: Any, attention_mask: Any, pooling: str) -> Any:

@@ -117,6 +117,8 @@ def _read_key(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
         parts = _read_opening(body.get("messages"))
     elif endpoint is Endpoint.COMPLETIONS:
         parts = _read_beginning(body.get("prompt"))
+    elif endpoint is Endpoint.RERANK:
+        parts = body.get("query"), body.get("documents")
     else:
         parts = body.get("input", body.get("prompt", body.get("messages")))
     key = (read_user(body), parts)

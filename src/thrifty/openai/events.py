@@ -142,7 +142,8 @@ def read_usage(value: Any) -> Usage | None:
     """The token counts in a decoded `usage`; None if it is not valid."""
     if not isinstance(value, dict):
         return None
-    prompt = _read_count(value.get("prompt_tokens"))
+    # Rankings of some servers have a total alone.
+    prompt = _read_count(value.get("prompt_tokens", value.get("total_tokens")))
     completion = _read_count(value.get("completion_tokens"))
     if prompt is None or completion is None:
         return None

@@ -28,11 +28,18 @@ class Endpoint(StrEnum):
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    RERANK = "/v1/rerank"
     TOKENIZE = "/tokenize"
 
 
 STREAMED = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 """The endpoints whose answers may be streamed."""
+ANSWERED: dict[Family, tuple[Endpoint, ...]] = {
+    Family.DECODER: (Endpoint.CHAT, Endpoint.COMPLETIONS),
+    Family.ENCODER: (Endpoint.EMBEDDINGS,),
+    Family.RERANKER: (Endpoint.RERANK,),
+}
+"""What models of each family answer, beside requests for tokens, which all do."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,16 @@ def _is_text_input(value: Any) -> bool:
         or all(isinstance(item, str) for item in value)
         or all(_is_token_ids(item) and item for item in value)
     )
+
+
+def _is_documents(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_document, value))
+
+
+def _is_document(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == {"text"} and isinstance(value["text"], str)
+    return isinstance(value, str)
 
 
 def _is_stop(value: Any) -> bool:
@@ -252,6 +269,18 @@ EMBEDDING_FIELDS: dict[str, Field] = {
     "user": _string(),
     "safety_identifier": _string(),
 }
+RERANK_FIELDS: dict[str, Field] = {
+    "model": _string(),
+    "query": Field("a non-empty string", lambda value: isinstance(value, str) and bool(value)),
+    "documents": Field(
+        "a non-empty array of strings, or of objects with a string 'text' alone", _is_documents
+    ),
+    "top_n": _integer(1, _MAX_INT),
+    "return_documents": _boolean(False),
+    "truncate_prompt_tokens": _TRUNCATION,
+    "user": _string(),
+    "safety_identifier": _string(),
+}
 TOKENIZE_FIELDS: dict[str, Field] = {
     "model": _string(),
     "prompt": _string(),
@@ -266,12 +295,15 @@ FIELDS: dict[Endpoint, dict[str, Field]] = {
     Endpoint.CHAT: CHAT_FIELDS,
     Endpoint.COMPLETIONS: COMPLETION_FIELDS,
     Endpoint.EMBEDDINGS: EMBEDDING_FIELDS,
+    Endpoint.RERANK: RERANK_FIELDS,
     Endpoint.TOKENIZE: TOKENIZE_FIELDS,
 }
-REQUIRED: dict[Endpoint, str] = {
-    Endpoint.CHAT: "messages",
-    Endpoint.COMPLETIONS: "prompt",
-    Endpoint.EMBEDDINGS: "input",
+REQUIRED: dict[Endpoint, tuple[str, ...]] = {
+    Endpoint.CHAT: ("messages",),
+    Endpoint.COMPLETIONS: ("prompt",),
+    Endpoint.EMBEDDINGS: ("input",),
+    Endpoint.RERANK: ("query", "documents"),
+    Endpoint.TOKENIZE: (),
 }
 ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
 
@@ -311,9 +343,9 @@ def check_values(body: Mapping[str, Any], endpoint: Endpoint) -> None:
     Unknown fields pass, because an external server may know them.
     """
     fields = FIELDS[endpoint]
-    required = REQUIRED.get(endpoint)
-    if required is not None and body.get(required) is None:
-        raise missing_parameter(required)
+    for name in REQUIRED[endpoint]:
+        if body.get(name) is None:
+            raise missing_parameter(name)
     for name, value in body.items():
         field = fields.get(name)
         if field is not None and value is not None and not field.accepts(value):
@@ -341,13 +373,14 @@ def encode_tags(tags: Mapping[str, str]) -> str:
 
 def check_family(endpoint: Endpoint, family: str) -> None:
     """Raise a 400 if models of this family do not answer the endpoint at all."""
-    if endpoint is Endpoint.EMBEDDINGS and family == Family.DECODER:
-        what = "a decoder; it answers /v1/chat/completions and /v1/completions"
-    elif endpoint in STREAMED and family == Family.ENCODER:
-        what = "an encoder; it answers /v1/embeddings"
-    else:
+    answered = ANSWERED[Family(family)]
+    if endpoint is Endpoint.TOKENIZE or endpoint in answered:
         return
-    raise bad_request(f"this model is {what}", "model", "wrong_model_family")
+    raise bad_request(
+        f"this model is {Family(family).with_article}; it answers {' and '.join(answered)}",
+        "model",
+        "wrong_model_family",
+    )
 
 
 def check_honoured(
@@ -385,7 +418,7 @@ def check_honoured(
 
 def is_honoured(name: str, endpoint: Endpoint, honoured: Collection[str]) -> bool:
     """Whether an engine that honours the fields `honoured` honours this one."""
-    return name in honoured or name in ALWAYS_HONOURED or name == REQUIRED.get(endpoint)
+    return name in honoured or name in ALWAYS_HONOURED or name in REQUIRED[endpoint]
 
 
 Narrowed = Mapping[tuple[Endpoint, str], Field]

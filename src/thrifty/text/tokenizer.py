@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ from thrifty.text.vocabulary import decode_piece
 
 _BROKEN = "\ufffd"
 """The replacement for bytes that are not a valid character."""
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Two texts as one sequence of tokens, as cross-encoders take them."""
+
+    ids: list[int]
+    second_at: int
+    """Where the segment of the second text begins; the number of tokens where the tokenizer tells
+    the segments apart by special tokens alone.
+    """
+    chars: int
+    """How many characters of the second text are in it."""
 
 
 class TextTokenizer:
@@ -117,6 +131,29 @@ class TextTokenizer:
         )
         ids: list[int] = encoding.ids
         return ids
+
+    def encode_pairs(
+        self, first: str, seconds: list[str], most: int | None = None
+    ) -> list[PairTokens]:
+        """`first` with each of `seconds`. A second text is cut so that both have at most `most`
+        tokens, unless nothing would be left of it. Other threads run meanwhile.
+        """
+        encode = self.tokenizer.encode_batch_fast if most is None else self.tokenizer.encode_batch
+        before, *others = encode([first, *seconds], add_special_tokens=False)
+        room = 0
+        if most is not None:
+            room = most - len(before) - self.tokenizer.num_special_tokens_to_add(True)
+        pairs = []
+        for text, encoding in zip(seconds, others, strict=True):
+            chars = len(text)
+            if 0 < room < len(encoding):
+                chars = encoding.offsets[room - 1][1]
+                encoding.truncate(room)
+            pair = self.tokenizer.post_process(before, encoding, add_special_tokens=True)
+            kinds: list[int] = pair.type_ids
+            second_at = kinds.index(1) if 1 in kinds else len(kinds)
+            pairs.append(PairTokens(pair.ids, second_at, chars))
+        return pairs
 
     def count_least(self, text: str) -> int:
         """A number of tokens that `text` has at least, found without tokenizing it."""

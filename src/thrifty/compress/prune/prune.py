@@ -51,7 +51,10 @@ def prune_decoder(
     """
     request.check(version, artifact)
     if artifact.description.family is not Family.DECODER:
-        raise CompressionError(f"{version.label} is an encoder; use prune_encoder")
+        raise CompressionError(
+            f"{version.label} is {artifact.description.family.with_article}; only decoders are pruned "
+            "so, and encoders by prune_encoder"
+        )
     recipe = request.recipe(VERSION)
     made = find_pruned(store, artifact, request, recipe)
     if made is not None:

@@ -178,7 +178,9 @@ def _check_request(
     if chosen is None:
         raise CompressionError(f"there is no GGUF of {scheme!r}; there are {', '.join(SCHEMES)}")
     if artifact.description.family is not Family.DECODER:
-        raise CompressionError(f"{version.label} is an encoder; decoders are written as GGUF")
+        raise CompressionError(
+            f"{version.label} is {artifact.description.family.with_article}; decoders are written as GGUF"
+        )
     if artifact.description.format is Format.OPENVINO:
         raise CompressionError(
             f"{version.label} is prepared for an engine already; take the checkpoint it was made from"

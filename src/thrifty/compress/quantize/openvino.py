@@ -113,9 +113,12 @@ def quantize_openvino(
     Raises `CompressionError`, `EngineError`, and what the store raises.
     """
     scheme = choose_runnable(SCHEMES, scheme, find_features(detect_machine()))
-    encoder = artifact.description.family is Family.ENCODER
+    family = artifact.description.family
+    encoder = family is not Family.DECODER
     if scheme != "int8" and encoder:
-        raise CompressionError(f"encoders are quantized to int8; as {scheme} they are not made yet")
+        raise CompressionError(
+            f"{family}s are quantized to int8; as {scheme} they are not made yet"
+        )
     if scheme != "int8" and calibration is None:
         raise CompressionError(
             f"{scheme} learns from text: name some with --text (thrifty data fetch passages)"

@@ -24,6 +24,7 @@ def main() -> int:
         reply=options.reply,
         load_s=options.load,
         cache_tokens=options.cache,
+        family=options.family,
     )
     honours = EchoEngine.traits.honours or frozenset()
     server = ModelServer(

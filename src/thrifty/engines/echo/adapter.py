@@ -23,17 +23,16 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.server.narrowed import ENCODER_FIELDS, NARROWED, RERANKER_FIELDS
 from thrifty.errors import Problem
 from thrifty.spec import Spec
 from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 
-_HONOURS = frozenset(
+_HONOURS = (ENCODER_FIELDS | RERANKER_FIELDS) | frozenset(
     {
         "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
-        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
-        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "continue_final_message", "echo", "frequency_penalty", "ignore_eos", "logprobs", "max_completion_tokens", "max_tokens", "messages",
         "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "prompt",
         "repetition_penalty", "return_token_strs", "seed", "separate_reasoning", "stop",
         "stop_token_ids", "temperature", "top_k", "top_logprobs", "top_p",
@@ -55,6 +54,10 @@ class EchoOptions(Section):
     )
     reply: str | None = Field(None, description="Answer this, whatever is asked.")
     load: Duration = Field(0.0, description="Time until a replica is ready.")
+    family: Family = Field(
+        Family.DECODER,
+        description="The kind of model that it stands for: `decoder`, `encoder` or `reranker`.",
+    )
 
 
 class EchoEngine:
@@ -63,7 +66,7 @@ class EchoEngine:
     kind = "echo"
     options = EchoOptions
     traits = Traits(
-        families=frozenset({Family.DECODER}),
+        families=frozenset(Family),
         loads_model=False,
         default_slots=EchoOptions().slots,
         honours=_HONOURS,
@@ -105,14 +108,14 @@ class EchoEngine:
         on_progress: OnProgress,
     ) -> Served:
         """Nothing to prepare."""
-        options = parse_options(self, spec).model_dump()
+        options = parse_options(self, spec).model_dump(mode="json")
         revision = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
         return Served(
             name=spec.name or "echo",
             engine=self.kind,
             version="echo@v1",
             revision=revision,
-            family=Family.DECODER.value,
+            family=options["family"],
             options=options,
             context_length=options["context"],
         )

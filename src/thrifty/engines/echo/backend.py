@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from thrifty.engines.server.backend import (
+    Candidates,
     Load,
     ModelFacts,
     OnFailure,
@@ -109,6 +110,7 @@ class EchoBackend:
         reply: str | None = None,
         load_s: float = 0.0,
         cache_tokens: int = 0,
+        family: Family = Family.DECODER,
     ) -> None:
         self._ttft_s = ttft_s
         self._tpot_s = tpot_s
@@ -117,6 +119,7 @@ class EchoBackend:
         self._context_length = context_length
         self._reply = reply.encode() if reply is not None else None
         self._load_s = load_s
+        self._family = family
         self._cache = _PrefixCache(cache_tokens)
         self._numbers = itertools.count(1)
         self._running: dict[int, _Job] = {}
@@ -126,7 +129,7 @@ class EchoBackend:
         """Be ready after the set time."""
         await asyncio.sleep(self._load_s)
         return ModelFacts(
-            Family.DECODER, self._context_length, (_EOS,), EMBEDDING_SIZE, {"load_s": self._load_s}
+            self._family, self._context_length, (_EOS,), EMBEDDING_SIZE, {"load_s": self._load_s}
         )
 
     def submit(
@@ -161,6 +164,12 @@ class EchoBackend:
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
         """A vector of length one made from a checksum: equal texts, equal vectors."""
         return [_embed(ids) for ids in inputs]
+
+    async def rank(self, candidates: Candidates) -> list[float]:
+        """By the share of the query's words that a document has."""
+        wanted = set(candidates.query.lower().split())
+        shares = (len(wanted & set(text.lower().split())) for text in candidates.documents)
+        return [share / max(1, len(wanted)) * 8.0 - 4.0 for share in shares]
 
     def load(self) -> Load:
         """How busy it is."""

@@ -43,14 +43,19 @@ from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
+from thrifty.engines.server.narrowed import (
+    DECODER_FIELDS,
+    ENCODER_FIELDS,
+    NARROWED,
+    RERANKER_FIELDS,
+)
 from thrifty.errors import EngineError, Problem
 from thrifty.home import Home, find_home
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = DECODER_FIELDS | {"dimensions", "encoding_format", "input"}
+HONOURS = DECODER_FIELDS | ENCODER_FIELDS | RERANKER_FIELDS
 NOTE = "llamacpp.json"
 RUNTIME_BYTES = 250_000_000
 """Memory of a replica beyond weights and KV cache: two processes, libraries and buffers."""
@@ -72,13 +77,13 @@ def _find_install() -> str | None:
 
 
 class LlamaCppEngine:
-    """Serves decoders, and encoders from GGUF, on CPUs."""
+    """Serves decoders, and encoders and rerankers from GGUF, on CPUs."""
 
     kind = "llamacpp"
     options = LlamaCppOptions
     traits = Traits(
         formats=frozenset({Format.GGUF, Format.SAFETENSORS}),
-        families=frozenset({Family.DECODER, Family.ENCODER}),
+        families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
         lossy_schemes=LOSSY_SCHEMES,
@@ -129,7 +134,10 @@ class LlamaCppEngine:
             Capability("weights in 4 bits", True, "Q4_0"),
             Capability("speculation", True, "prompt look-up, or a draft model"),
             Capability("encoders from GGUF", True, "those that pool the tokens of a text"),
-            Capability("encoders from safetensors", False, "served by the engine 'openvino'"),
+            Capability("rerankers from GGUF", True, "those without kinds of segments"),
+            Capability(
+                "encoders and rerankers from safetensors", False, "served by the engine 'openvino'"
+            ),
         ]
 
     def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
@@ -152,9 +160,9 @@ class LlamaCppEngine:
             ]
         if artifact is None:
             return []
-        encoder = artifact.description.family is Family.ENCODER
-        if encoder and options.speculation not in ("none", "auto"):
-            message = "guesses tokens, and an encoder generates none; leave it out"
+        family = artifact.description.family
+        if family is not Family.DECODER and options.speculation not in ("none", "auto"):
+            message = f"guesses tokens, and {family.with_article} generates none; leave it out"
             return [Problem("engine.speculation", message)]
         fault = _find_model_fault(artifact)
         if fault:
@@ -264,6 +272,7 @@ class LlamaCppEngine:
             draft_tokens=options.draft_tokens,
             draft_model=str(find_ggufs(store.folder_of(draft))[0]) if draft else "",
             embeds=served.family == Family.ENCODER,
+            ranks=served.family == Family.RERANKER,
         )
         settings = {
             "name": served.name,
@@ -279,8 +288,8 @@ class LlamaCppEngine:
         return Launch(command, ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
-        """llama.cpp's slots; texts to embed are batched without a bound."""
-        return None if served.family == Family.ENCODER else int(served.options["slots"])
+        """llama.cpp's slots; texts to embed or to rank are batched without a bound."""
+        return int(served.options["slots"]) if served.family == Family.DECODER else None
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it has generated a token."""
@@ -324,10 +333,10 @@ def _find_model_fault(artifact: Artifact) -> str | None:
             "this model was prepared for the engine 'openvino'; name the checkpoint that it was made "
             "from (thrifty models), or use that engine"
         )
-    if description.family is Family.ENCODER and description.format is Format.SAFETENSORS:
+    if description.family is not Family.DECODER and description.format is Format.SAFETENSORS:
         return (
-            "the engine 'llamacpp' serves encoders from GGUF alone; those from safetensors are served by "
-            "the engine 'openvino'"
+            f"the engine 'llamacpp' serves {description.family}s from GGUF alone; those from safetensors "
+            "are served by the engine 'openvino'"
         )
     if description.format is Format.SAFETENSORS and description.architecture not in DECODERS:
         return (

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.engines.known_answers import (
+    PAIRS,
+    KnownAnswers,
     judge_embeddings,
+    judge_logits,
     judge_tokens,
     read_known_answers,
 )
@@ -24,14 +27,17 @@ from thrifty.engines.llamacpp.process import LlamaProcess, Refused
 from thrifty.engines.llamacpp.requests import (
     EMBEDDINGS_PATH,
     PATH,
+    RERANK_PATH,
     make_body,
     read_embeddings,
+    read_logits,
     read_scores,
 )
 from thrifty.engines.llamacpp.scoring import Scorer
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.engines.llamacpp.tokens import TokenBytes
 from thrifty.engines.server.backend import (
+    Candidates,
     Failure,
     Load,
     ModelFacts,
@@ -140,12 +146,12 @@ class LlamaCppBackend:
         self._watch: asyncio.Task[None]
         self._facts: dict[str, float] = {}
         self._embedding = 0
-        """Requests for embeddings that are under way."""
+        """Requests for embeddings or rankings that are under way."""
         self._guesses = Guesses() if settings.speculation != "none" else None
 
     async def start(self) -> ModelFacts:
         """Start llama.cpp, generate a token, and answer what is known. Raises `EngineError`."""
-        if self._settings.embeds:
+        if self._family is not Family.DECODER:
             return await self._start_encoder()
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
@@ -174,7 +180,7 @@ class LlamaCppBackend:
         )
 
     async def _start_encoder(self) -> ModelFacts:
-        """Start llama.cpp, and embed what is known. Raises `EngineError`."""
+        """Start llama.cpp, and embed or rank what is known. Raises `EngineError`."""
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         began_s = time.monotonic()
@@ -182,20 +188,29 @@ class LlamaCppBackend:
         self._watch = loop.create_task(self._watch_process())
         loaded_s = time.monotonic()
         known = read_known_answers(self._folder)
-        if known is None or not known.embeddings:
+        if known is None or not (known.embeddings or known.logits):
             raise EngineError("the model has no known answers; prepare it anew (thrifty apply)")
-        found = await self.embed([one.prompt for one in known.embeddings])
-        size = len(found[0]) // FLOAT_BYTES
-        vectors = [struct.unpack(f"<{size}f", one) for one in found]
-        fault = judge_embeddings(known.embeddings, vectors)
-        if fault:
-            raise EngineError(fault)
+        size = await self._check_embeddings(known) if known.embeddings else 0
+        if known.logits:
+            fault = judge_logits(known.logits, await rank_known(self._process))
+            if fault:
+                raise EngineError(fault)
         return ModelFacts(
             family=self._family,
             context_length=self._settings.context,
             embedding_size=size,
             facts={"load_s": loaded_s - began_s, "warm_up_s": time.monotonic() - loaded_s},
         )
+
+    async def _check_embeddings(self, known: KnownAnswers) -> int:
+        """Reproduce the known embeddings; gives their size. Raises `EngineError`."""
+        found = await self.embed([one.prompt for one in known.embeddings])
+        size = len(found[0]) // FLOAT_BYTES
+        vectors = [struct.unpack(f"<{size}f", one) for one in found]
+        fault = judge_embeddings(known.embeddings, vectors)
+        if fault:
+            raise EngineError(fault)
+        return size
 
     def submit(
         self,
@@ -239,6 +254,23 @@ class LlamaCppBackend:
             self._embedding -= 1
         return found
 
+    async def rank(self, candidates: Candidates) -> list[float]:
+        """The logit of each document. llama.cpp takes texts here. Raises `EngineError`."""
+        if not self._settings.ranks:
+            raise EngineError("this model ranks no documents")
+        if self._failed.done():
+            raise EngineError(f"the engine died: {self._failed.result()}")
+        found: list[float] = []
+        self._embedding += 1
+        try:
+            for place in range(0, len(candidates.documents), EMBEDDED_AT_ONCE):
+                part = candidates.documents[place : place + EMBEDDED_AT_ONCE]
+                body = {"query": candidates.query, "documents": part}
+                found += read_logits(await self._process.ask(RERANK_PATH, body), len(part))
+        finally:
+            self._embedding -= 1
+        return found
+
     def load(self) -> Load:
         """How busy it is."""
         held = sum(
@@ -246,7 +278,7 @@ class LlamaCppBackend:
             for number in self._running
             if (job := self._jobs.get(number)) is not None
         )
-        if self._settings.embeds:
+        if self._family is not Family.DECODER:
             return Load(self._embedding, 0, 0.0, {})
         room = self._settings.slots * self._settings.context
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
@@ -410,6 +442,15 @@ class LlamaCppBackend:
         fault = judge_tokens(known.tokens, chosen) if known else None
         if fault:
             raise EngineError(fault)
+
+
+async def rank_known(process: LlamaProcess) -> list[float]:
+    """The logits of the known-answer test's pairs of texts."""
+    found: list[float] = []
+    for query, document in PAIRS:
+        body = {"query": query, "documents": [document]}
+        found += read_logits(await process.ask(RERANK_PATH, body), 1)
+    return found
 
 
 def find_whole_token(tokenizer: TextTokenizer) -> int:

@@ -46,17 +46,20 @@ from thrifty.artifacts.write_gguf import (
 )
 from thrifty.engines.known_answers import (
     MOST_TOKENS,
+    PAIRS,
     TEXTS,
     TOP,
     KnownAnswers,
     KnownEmbedding,
+    KnownLogit,
     KnownToken,
+    list_known_pairs,
     write_known_answers,
 )
-from thrifty.engines.llamacpp.backend import find_whole_token
+from thrifty.engines.llamacpp.backend import find_whole_token, rank_known
 from thrifty.engines.llamacpp.options import GGML_TYPES, SCHEMES
 from thrifty.engines.llamacpp.process import LlamaProcess
-from thrifty.engines.llamacpp.requests import EMBEDDINGS_PATH, read_embeddings
+from thrifty.engines.llamacpp.requests import EMBEDDINGS_PATH, RERANK_PATH, read_embeddings
 from thrifty.engines.llamacpp.scoring import Scorer
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.errors import ArtifactError, EngineError, FormatRefused
@@ -67,8 +70,10 @@ RECIPE_VERSION = 1
 """Raised when the result changes, so that models are prepared again."""
 NOTE = "llamacpp.json"
 TRIAL_CONTEXT = 512
-POOLED, RANKS = (1, 2, 3), 4
-"""GGUF's numbers for pooling: by the mean, the first or the last token; and for rerankers."""
+POOLED = (1, 2, 3)
+"""GGUF's numbers for pooling by the mean, the first or the last token."""
+SEGMENTS = "token_types.weight"
+"""GGUF's name for the table of kinds of segments."""
 DIGITS = 3
 """Decimal places of known log-probabilities: far fewer than the tolerance needs."""
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "Q4_0": 2}
@@ -180,22 +185,26 @@ async def _finish(
     """
     ggufs = find_ggufs(target)
     file = GgufFile(ggufs[0])
-    encoder = artifact.description.family is Family.ENCODER
-    if encoder:
+    family = artifact.description.family
+    if family is Family.ENCODER:
         _refuse_pooling(file)
     settings = WorkerSettings(
-        model=str(ggufs[0]), threads=threads, slots=1, prefix_cache=False, embeds=encoder,
+        model=str(ggufs[0]), threads=threads, slots=1, prefix_cache=False,
+        embeds=family is Family.ENCODER, ranks=family is Family.RERANKER,
         context=min(TRIAL_CONTEXT, artifact.description.context_length or TRIAL_CONTEXT),
     )  # fmt: skip
     process = LlamaProcess(python, settings)
     try:
         await process.start()
         tokenizer = await _write_tokenizer(source, target, artifact, file, process)
-        known = await (_embed if encoder else _answer)(process, tokenizer)
+        if family is Family.RERANKER:
+            known = await _rank(process, tokenizer, file)
+        else:
+            known = await (_embed if family is Family.ENCODER else _answer)(process, tokenizer)
     finally:
         await process.stop()
     write_known_answers(target, known)
-    if encoder:
+    if family is not Family.DECODER:
         length = int(file.get("context_length", 0))
         _write_note(
             target, {"context_length": length, "kv_values_per_token": 0, "eos_token_ids": []}
@@ -221,13 +230,7 @@ def _write_note(target: Path, note: dict[str, Any]) -> None:
 
 def _refuse_pooling(file: GgufFile) -> None:
     """Raise `FormatRefused` for a GGUF that does not embed whole texts."""
-    pooling = int(file.get("pooling_type", 0))
-    if pooling == RANKS:
-        raise FormatRefused(
-            f"{file.path} ranks documents (a reranker), and there is no route for that; serve it with "
-            "llama-server by itself"
-        )
-    if pooling not in POOLED:
+    if int(file.get("pooling_type", 0)) not in POOLED:
         raise FormatRefused(
             f"{file.path} does not say how the tokens of a text are pooled into its embedding; convert "
             "the model again, with its pooling, or use its safetensors with the engine 'openvino'"
@@ -245,6 +248,36 @@ async def _embed(process: LlamaProcess, tokenizer: TextTokenizer) -> KnownAnswer
             raise EngineError("the model's embeddings are no finite numbers; fetch it again")
         known.append(KnownEmbedding(prompt, [round(float(one), DIGITS) for one in vector]))
     return KnownAnswers(embeddings=known)
+
+
+async def _rank(process: LlamaProcess, tokenizer: TextTokenizer, file: GgufFile) -> KnownAnswers:
+    """The logits of the pairs of the known-answer test, as llama.cpp computes them here. Raises
+    `FormatRefused` where llama.cpp gives the model another input than it was trained on.
+    """
+    pairs = list_known_pairs(tokenizer, TRIAL_CONTEXT)
+    kinds = file.read_tensor(SEGMENTS) if SEGMENTS in file.tensors else np.zeros((1, 1))
+    if any(at < len(ids) for ids, at in pairs) and not (kinds == kinds[0]).all():
+        raise FormatRefused(
+            f"{file.path} tells query and document apart by kinds of segments, and llama.cpp takes "
+            "every token for the first kind, so that it orders documents wrongly; serve the model's "
+            "safetensors with the engine 'openvino'"
+        )
+    for (query, document), (ids, _) in zip(PAIRS, pairs, strict=True):
+        answer = await process.ask(RERANK_PATH, {"query": query, "documents": [document]})
+        if answer["usage"]["prompt_tokens"] != len(ids):
+            raise FormatRefused(
+                f"llama.cpp joins query and document by other tokens than the tokenizer of {file.path} "
+                "does; serve the model's safetensors with the engine 'openvino'"
+            )
+    logits = await rank_known(process)
+    if not np.isfinite(logits).all():
+        raise EngineError("the model's logits are no finite numbers; fetch it again")
+    return KnownAnswers(
+        logits=[
+            KnownLogit(ids, at, round(logit, DIGITS))
+            for (ids, at), logit in zip(pairs, logits, strict=True)
+        ]
+    )
 
 
 def _read_named_ends(file: GgufFile) -> list[int]:

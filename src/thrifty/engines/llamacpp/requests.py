@@ -15,6 +15,7 @@ from thrifty.errors import EngineError
 
 PATH = "/completion"
 EMBEDDINGS_PATH = "/v1/embeddings"
+RERANK_PATH = "/v1/rerank"
 LEAST_TEMPERATURE = 1e-5
 """Below it, the likeliest token is taken."""
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
@@ -88,6 +89,14 @@ def read_embeddings(answer: dict[str, Any], count: int) -> list[bytes]:
     if len(found) != count:
         raise EngineError(f"llama.cpp gives {len(found)} embeddings for {count} texts")
     return [struct.pack(f"<{len(one['embedding'])}f", *one["embedding"]) for one in found]
+
+
+def read_logits(answer: dict[str, Any], count: int) -> list[float]:
+    """The logits in a ranking, in the documents' order. Raises `EngineError`."""
+    found = sorted(answer.get("results") or (), key=lambda one: int(one["index"]))
+    if len(found) != count:
+        raise EngineError(f"llama.cpp gives {len(found)} results for {count} documents")
+    return [float(one["relevance_score"]) for one in found]
 
 
 def read_scores(event: dict[str, Any]) -> list[tuple[int, float, Ranked]]:

@@ -26,3 +26,5 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     draft_model: str = ""
     embeds: bool = False
     """Whether it embeds texts, and generates nothing."""
+    ranks: bool = False
+    """Whether it tells how relevant documents are to a query, and generates nothing."""

@@ -77,9 +77,11 @@ def make_parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     given.endpoint_slots = given.endpoint_props = False
     given.endpoint_metrics = True
     given.verbosity = ERRORS
-    if settings["embeds"]:
+    if settings["ranks"]:
+        given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    if settings["embeds"] or settings["ranks"]:
         given.embedding = True
-        # A text is embedded in one step.
+        # A text is computed in one step.
         given.n_ubatch = given.n_batch = max(settings["chunk"], settings["context"])
     if settings["speculation"] != "none":
         speculate(xllamacpp, given, settings)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import DECODERS, ENCODERS, GGUF_DECODERS
+from thrifty.artifacts.checkpoint import DECODERS, ENCODERS, GGUF_DECODERS, RERANKERS
 from thrifty.artifacts.inspect import OPENVINO_NOTE, read_json
 from thrifty.engines.base import (
     Capability,
@@ -50,14 +50,23 @@ from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
+from thrifty.engines.server.narrowed import (
+    DECODER_FIELDS,
+    ENCODER_FIELDS,
+    NARROWED,
+    RERANKER_FIELDS,
+)
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = DECODER_FIELDS | {"dimensions", "encoding_format", "input"}
+HONOURS = DECODER_FIELDS | ENCODER_FIELDS | RERANKER_FIELDS
 
+KNOWN: dict[Family, frozenset[str]] = {
+    Family.DECODER: frozenset(DECODERS), Family.ENCODER: ENCODERS, Family.RERANKER: RERANKERS,
+}  # fmt: skip
+"""The architectures of safetensors that it serves."""
 RUNTIME_BYTES = 350_000_000
 """Memory of a replica beyond weights and KV cache: libraries and buffers."""
 AUTO_KV_SHARE = 0.2
@@ -67,7 +76,7 @@ AUTO_KV_CONTEXTS = 16
 
 
 class OpenVinoEngine:
-    """Serves decoders and encoders on CPUs."""
+    """Serves decoders, encoders and rerankers on CPUs."""
 
     kind = "openvino"
     options = OpenVinoOptions
@@ -115,6 +124,7 @@ class OpenVinoEngine:
             Capability("decoders from GGUF", True, ", ".join(sorted(GGUF_DECODERS))),
             Capability("decoders from safetensors", True, ", ".join(DECODERS)),
             Capability("encoders from safetensors", True, ", ".join(sorted(ENCODERS))),
+            Capability("rerankers from safetensors", True, ", ".join(sorted(RERANKERS))),
             Capability("weights in 8 bits", True, speed),
             Capability("weights in 4 bits", True, speed),
             Capability("weights in 16 bits", True, "computed in float32 or bfloat16"),
@@ -251,8 +261,8 @@ class OpenVinoEngine:
         return Launch([sys.executable, "-m", "thrifty.engines.openvino", text], ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
-        """What its scheduler takes into one step; encoders have no such limit."""
-        return None if served.family == Family.ENCODER else int(served.options["max_batch"])
+        """What its scheduler takes into one step; models that generate nothing have no such limit."""
+        return int(served.options["max_batch"]) if served.family == Family.DECODER else None
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it has generated a token."""
@@ -297,7 +307,7 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"this OpenVINO model was not prepared by Thrifty (it has no {OPENVINO_NOTE}); name "
             "the checkpoint that it was made from, as safetensors or GGUF"
         )
-    known = ENCODERS if description.family is Family.ENCODER else frozenset(DECODERS)
+    known = KNOWN[description.family]
     if description.format is Format.SAFETENSORS and name not in known:
         return (
             f"models of the architecture {name!r} cannot be served by the engine 'openvino'; "
@@ -336,7 +346,7 @@ def _count_kv_blocks(
     to work with.
     """
     per_token = int(note.get("kv_bytes_per_token", 0))
-    if family == Family.ENCODER or not per_token:
+    if family != Family.DECODER or not per_token:
         return 0
     if options.kv_precision != "u8":
         per_token = round(per_token * 1.7)

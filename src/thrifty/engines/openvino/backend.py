@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from thrifty.engines.openvino.scoring import ScoredJob, Scoring
 from thrifty.engines.openvino.start_child import WORKER, StartedChild
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import (
+    Candidates,
     Failure,
     Load,
     ModelFacts,
@@ -134,16 +136,24 @@ class OpenVinoBackend:
         """Embeddings from the worker, which computes what comes together together. Raises
         `EngineError`.
         """
+        return await self._embed(Embed(next(self._numbers), inputs))
+
+    async def rank(self, candidates: Candidates) -> list[float]:
+        """Logits from the worker, alike. Raises `EngineError`."""
+        message = Embed(next(self._numbers), candidates.ids, candidates.document_at)
+        found = b"".join(await self._embed(message))
+        return list(struct.unpack(f"<{len(candidates.ids)}f", found))
+
+    async def _embed(self, message: Embed) -> list[bytes]:
         if self._failed.done():
             raise EngineError(f"the engine died: {self._failed.result()}")
-        job = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
-        self._embeddings[job] = future
-        self._worker.send(Embed(job, inputs))
+        self._embeddings[message.job] = future
+        self._worker.send(message)
         try:
             return await future
         finally:
-            self._embeddings.pop(job, None)
+            self._embeddings.pop(message.job, None)
 
     def load(self) -> Load:
         """How busy the worker was after its last step."""

@@ -1,4 +1,4 @@
-"""An encoder: it embeds texts in batches."""
+"""An encoder: it embeds texts in batches. A reranker gives logits of pairs instead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from thrifty.engines.known_answers import KnownEmbedding
+from thrifty.engines.known_answers import KnownEmbedding, KnownLogit
 from thrifty.engines.openvino.messages import Embed, Embedded
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.graphs.arithmetic import limit_properties
@@ -19,7 +19,7 @@ MAX_EMBEDDING_TOKENS = 16_384
 
 
 class EncoderWorker:
-    """Makes embeddings with a compiled graph, in batches of similar length."""
+    """Runs a compiled graph over texts, in batches of similar length."""
 
     def __init__(self, settings: Settings) -> None:
         core = ov.Core()
@@ -31,10 +31,12 @@ class EncoderWorker:
         }
         self._model = core.compile_model(str(path), "CPU", properties)
         self._request = self._model.create_infer_request()
+        names = {name for port in self._model.inputs for name in port.names}
+        self._takes_segments = "token_type_ids" in names
 
     def warm_up(self) -> int:
         """One embedding; returns its size."""
-        return int(self._run([[0] * 8])[0].size)
+        return int(self._run([([0] * 8, 8)])[0].size)
 
     def release_memory(self) -> None:
         """Free what computing takes beside the weights; it is taken again by the next one."""
@@ -42,11 +44,19 @@ class EncoderWorker:
 
     def embed_known(self, known: Sequence[KnownEmbedding]) -> list[list[float]]:
         """The embeddings of these prompts."""
-        return [self._run([one.prompt])[0].tolist() for one in known]
+        return [self._run([(one.prompt, len(one.prompt))])[0].tolist() for one in known]
+
+    def rank_known(self, known: Sequence[KnownLogit]) -> list[float]:
+        """The logits of these pairs."""
+        return [float(self._run([(one.pair, one.document_at)])[0, 0]) for one in known]
 
     def embed(self, messages: list[Embed]) -> list[Embedded]:
         """Answers to all `messages`, computed together."""
-        flat = [(m.job, index, ids) for m in messages for index, ids in enumerate(m.inputs)]
+        flat = [
+            (m.job, index, ids, m.document_at[index] if m.document_at else len(ids))
+            for m in messages
+            for index, ids in enumerate(m.inputs)
+        ]
         vectors: dict[tuple[int, int], bytes] = {}
         flat.sort(key=lambda item: len(item[2]))
         while flat:
@@ -54,21 +64,23 @@ class EncoderWorker:
             while count > 1 and count * len(flat[count - 1][2]) > MAX_EMBEDDING_TOKENS:
                 count -= 1
             batch, flat = flat[:count], flat[count:]
-            for (job, index, _), vector in zip(
-                batch, self._run([b[2] for b in batch]), strict=True
-            ):
+            found = self._run([(ids, document_at) for _, _, ids, document_at in batch])
+            for (job, index, *_), vector in zip(batch, found, strict=True):
                 vectors[job, index] = vector.astype("<f4").tobytes()
         return [
             Embedded(m.job, [vectors[m.job, index] for index in range(len(m.inputs))])
             for m in messages
         ]
 
-    def _run(self, inputs: list[list[int]]) -> Any:
-        longest = max(map(len, inputs))
-        ids = np.zeros((len(inputs), longest), dtype=np.int64)
-        mask = np.zeros((len(inputs), longest), dtype=np.int64)
-        for row, tokens in enumerate(inputs):
+    def _run(self, inputs: list[tuple[list[int], int]]) -> Any:
+        """What the graph gives for texts, each with the place where a second segment begins."""
+        longest = max(len(tokens) for tokens, _ in inputs)
+        ids, mask, segments = np.zeros((3, len(inputs), longest), dtype=np.int64)
+        for row, (tokens, second_at) in enumerate(inputs):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        result = self._request.infer({"input_ids": ids, "attention_mask": mask})
-        return result["embeddings"]
+            segments[row, second_at : len(tokens)] = 1
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self._takes_segments:
+            given["token_type_ids"] = segments
+        return self._request.infer(given)[0]

@@ -13,7 +13,9 @@ from thrifty.engines.known_answers import (
     TOP,
     KnownAnswers,
     KnownEmbedding,
+    KnownLogit,
     KnownToken,
+    list_known_pairs,
     write_known_answers,
 )
 from thrifty.graphs.arithmetic import REFERENCE_PROPERTIES
@@ -35,6 +37,10 @@ def make_known_answers(folder: Path, family: Family, context_length: int) -> Kno
     request = compiled.create_infer_request()
     if family is Family.ENCODER:
         known = KnownAnswers(embeddings=[_embed(request, prompt) for prompt in prompts])
+    elif family is Family.RERANKER:
+        known = KnownAnswers(
+            logits=[_rank(request, *pair) for pair in list_known_pairs(tokenizer, 2 * most)]
+        )
     else:
         known = KnownAnswers(tokens=[find_next(request, prompt) for prompt in prompts])
     write_known_answers(folder, known)
@@ -56,6 +62,15 @@ def _embed(request: ov.InferRequest, prompt: list[int]) -> KnownEmbedding:
     ids = np.array([prompt], np.int64)
     found = request.infer({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     return KnownEmbedding(prompt, _round(found["embeddings"][0]))
+
+
+def _rank(request: ov.InferRequest, pair: list[int], document_at: int) -> KnownLogit:
+    ids = np.array([pair], np.int64)
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    if len(request.model_inputs) > len(given):
+        given["token_type_ids"] = (np.arange(len(pair)) >= document_at)[None].astype(np.int64)
+    (logit,) = _round(request.infer(given)[0][0])
+    return KnownLogit(pair, document_at, logit)
 
 
 def _round(values: np.ndarray) -> list[float]:

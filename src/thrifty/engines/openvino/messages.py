@@ -31,10 +31,12 @@ class Cancel(msgspec.Struct, tag=True, array_like=True):
 
 
 class Embed(msgspec.Struct, tag=True, array_like=True):
-    """Make one embedding for each input."""
+    """Make one embedding for each input, or one logit where the model is a reranker."""
 
     job: int
     inputs: list[list[int]]
+    document_at: list[int] = []
+    """Of pairs of a query and a document: where the document's segment begins in each input."""
 
 
 class Park(msgspec.Struct, tag=True, array_like=True):
@@ -74,7 +76,7 @@ class Step(msgspec.Struct, tag=True, array_like=True):
 
 
 class Embedded(msgspec.Struct, tag=True, array_like=True):
-    """Embeddings as little-endian float32, or why there are none."""
+    """Embeddings or logits as little-endian float32, or why there are none."""
 
     job: int
     vectors: list[bytes]

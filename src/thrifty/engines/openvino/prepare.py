@@ -80,7 +80,7 @@ def prepare_model(
         target.mkdir(parents=True)
         source = store.folder_of(artifact.id)
         try:
-            if artifact.description.family is Family.ENCODER:
+            if artifact.description.family is not Family.DECODER:
                 _write_encoder(source, target, artifact, scheme, on_progress)
             else:
                 _write_decoder(source, target, artifact, scheme, weights, checkpoint, on_progress)
@@ -140,15 +140,12 @@ def _write_encoder(
     checkpoint = load_encoder(source)
     model = build_encoder(checkpoint, scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
-    _write_note(
-        target, artifact, scheme, checkpoint.shape.context_length,
-        {
-            "embedding_size": checkpoint.shape.hidden_size,
-            "smaller_sizes": read_smaller_sizes(source, checkpoint.shape.hidden_size),
-            "activation_group": choose_activation_group(model),
-        },
-    )  # fmt: skip
-    make_known_answers(target, Family.ENCODER, checkpoint.shape.context_length)
+    note: dict[str, Any] = {"activation_group": choose_activation_group(model)}
+    if artifact.description.family is Family.ENCODER:
+        size = checkpoint.shape.hidden_size
+        note |= {"embedding_size": size, "smaller_sizes": read_smaller_sizes(source, size)}
+    _write_note(target, artifact, scheme, checkpoint.shape.context_length, note)
+    make_known_answers(target, artifact.description.family, checkpoint.shape.context_length)
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str = "u8") -> int:

@@ -26,6 +26,7 @@ import msgspec
 from thrifty.engines.known_answers import (
     KnownAnswers,
     judge_embeddings,
+    judge_logits,
     judge_tokens,
     read_known_answers,
 )
@@ -50,6 +51,7 @@ from thrifty.engines.openvino.messages import (
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.memory import give_back_memory
 from thrifty.errors import EngineError
+from thrifty.types import Family
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def run_decoder(channel: Channel[ToWorker], settings: Settings) -> None:
 
 
 def run_encoder(channel: Channel[ToWorker], settings: Settings) -> None:
-    """Serve embeddings until the server is gone."""
+    """Serve embeddings, or the logits of a reranker, until the server is gone."""
     started_s = time.perf_counter()
     worker = EncoderWorker(settings)
     loaded_s = time.perf_counter()
@@ -88,6 +90,8 @@ def run_encoder(channel: Channel[ToWorker], settings: Settings) -> None:
     known = _read_known(settings)
     if known.embeddings:
         _require(judge_embeddings(known.embeddings, worker.embed_known(known.embeddings)))
+    if known.logits:
+        _require(judge_logits(known.logits, worker.rank_known(known.logits)))
     channel.send(Ready(loaded_s - started_s, time.perf_counter() - loaded_s, 0, 0, size))
     while not channel.closed:
         received = channel.receive(wait=True)
@@ -129,7 +133,7 @@ def main() -> NoReturn:
     try:
         if settings.needs_exact_sums:
             _require(find_saturation())
-        run = run_encoder if settings.family == "encoder" else run_decoder
+        run = run_decoder if settings.family == Family.DECODER else run_encoder
         run(channel, settings)
     except EngineError as error:
         channel.send(Fatal(str(error)))

@@ -28,6 +28,7 @@ from thrifty.engines.server.request import (
     parse_truncation,
     split_inputs,
 )
+from thrifty.engines.server.rerank import RerankRequest, parse_rerank, write_ranking
 from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.errors import EngineError
 from thrifty.http.server import Exchange
@@ -117,6 +118,8 @@ class ModelServer:
             await Generation(exchange, request, self.backend, self._tokenizer).run()
         elif isinstance(request, _EmbeddingRequest):
             await self._embed(exchange, request)
+        elif isinstance(request, RerankRequest):
+            await self._rerank(exchange, request)
         else:
             exchange.respond(200, request)
 
@@ -125,7 +128,7 @@ class ModelServer:
 
     def _read(
         self, data: bytes, endpoint: Endpoint, facts: ModelFacts
-    ) -> GenerationRequest | _EmbeddingRequest | bytes:
+    ) -> GenerationRequest | _EmbeddingRequest | RerankRequest | bytes:
         """What a body asks for, tokenized; the answer itself to a request for tokens. Raises a 4xx
         that names the fault. Any thread may call it.
         """
@@ -144,6 +147,8 @@ class ModelServer:
         try:
             if endpoint is Endpoint.EMBEDDINGS:
                 return self._read_embedding(body, facts)
+            if endpoint is Endpoint.RERANK:
+                return parse_rerank(body, self._tokenizer, facts, self.name)
             if endpoint is Endpoint.TOKENIZE:
                 return self._tokenize(body, facts)
             parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
@@ -228,6 +233,13 @@ class ModelServer:
             exchange.respond(200, write())
         else:
             exchange.respond(200, await self._in_thread(write))
+
+    async def _rerank(self, exchange: Exchange, request: RerankRequest) -> None:
+        try:
+            logits = await self.backend.rank(request.candidates)
+        except EngineError as error:
+            raise WireError(500, str(error), type=SERVER, code="engine_error") from None
+        exchange.respond(200, write_ranking(request, logits))
 
     def _tokenize(self, body: dict[str, Any], facts: ModelFacts) -> bytes:
         if (body.get("prompt") is None) == (body.get("messages") is None):

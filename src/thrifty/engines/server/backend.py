@@ -117,6 +117,19 @@ class ModelFacts:
     """What embeddings may be cut to, from the smallest."""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """A query and the documents whose relevance to it is asked for."""
+
+    query: str
+    documents: list[str]
+    """Cut to what fits the model, where that was asked for."""
+    ids: list[list[int]]
+    """Query and document as one sequence of tokens, for each document."""
+    document_at: list[int]
+    """Where the document's segment begins in each of them."""
+
+
 OnOutput = Callable[[Output], None]
 OnFailure = Callable[[Failure], None]
 
@@ -147,6 +160,10 @@ class Backend(Protocol):
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
         """One embedding for each input, as little-endian float32."""
+        ...
+
+    async def rank(self, candidates: Candidates) -> list[float]:
+        """How relevant each document is, as the model's logit. Raises `EngineError`."""
         ...
 
     def load(self) -> Load:

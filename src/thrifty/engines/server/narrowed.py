@@ -19,6 +19,10 @@ DECODER_FIELDS = frozenset(
     }
 )  # fmt: skip
 """What servers of decoders honour: the prompt's fields in the server, the others in every engine."""
+ENCODER_FIELDS = frozenset({"dimensions", "encoding_format", "truncate_prompt_tokens"})
+"""What servers of encoders honour beside the input."""
+RERANKER_FIELDS = frozenset({"return_documents", "top_n", "truncate_prompt_tokens"})
+"""What servers of rerankers honour beside the query and the documents."""
 
 NARROWED: Narrowed = {
     # Checked when the model is known.

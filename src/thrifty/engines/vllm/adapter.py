@@ -133,7 +133,7 @@ class VllmEngine:
                 f"{len(known['architectures'])} architectures, quantized ones too",
             ),
             Capability("decoders from GGUF", True, "converted to 16 bits once"),
-            Capability("encoders", False, "the engine 'openvino' serves them"),
+            Capability("encoders and rerankers", False, "the engine 'openvino' serves them"),
             Capability("tensor parallelism", gpu, needs),
             Capability("sleep and wake", gpu, needs),
             Capability("rounding to fp8 when loaded", gpu, needs),
@@ -336,8 +336,8 @@ def _check_options(options: VllmOptions) -> list[Problem]:
 def _find_model_fault(artifact: Artifact, options: VllmOptions) -> str | None:
     description = artifact.description
     name = description.architecture
-    if description.family is Family.ENCODER:
-        return "it is an encoder; the engine 'openvino' serves those"
+    if description.family is not Family.DECODER:
+        return f"it is {description.family.with_article}; the engine 'openvino' serves those"
     if description.format is Format.OPENVINO:
         return (
             "it is prepared for OpenVINO already; name the checkpoint that it was made from "

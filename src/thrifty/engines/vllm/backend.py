@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from thrifty.engines.server.backend import (
+    Candidates,
     Failure,
     Load,
     ModelFacts,
@@ -149,6 +150,10 @@ class VllmBackend:
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
         """Refused: only decoders are served. Raises `EngineError`."""
         raise EngineError("this engine serves no embeddings")
+
+    async def rank(self, candidates: Candidates) -> list[float]:
+        """Refused: only decoders are served. Raises `EngineError`."""
+        raise EngineError("this engine ranks no documents")
 
     def load(self) -> Load:
         """How busy vLLM is: as many jobs as there are, waiting if it said so a moment ago."""

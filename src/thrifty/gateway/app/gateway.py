@@ -64,6 +64,7 @@ _SUMMARIES = {
     Endpoint.CHAT: "answer a conversation",
     Endpoint.COMPLETIONS: "complete a text",
     Endpoint.EMBEDDINGS: "embed texts",
+    Endpoint.RERANK: "order documents by their relevance to a query",
     Endpoint.TOKENIZE: "split a text into tokens",
 }
 

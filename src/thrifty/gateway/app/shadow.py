@@ -21,7 +21,7 @@ from thrifty.openai.fields import Endpoint
 
 MAX_RUNNING = 64
 """Concurrent copies; more are skipped."""
-_COPIED = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
+_COPIED = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.RERANK)
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 

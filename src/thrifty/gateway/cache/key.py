@@ -42,10 +42,10 @@ def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, An
 def is_deterministic(
     endpoint: Endpoint, body: Mapping[str, Any], honours: frozenset[str] | None
 ) -> bool:
-    """Whether the same request produces the same answer again: greedy requests and embeddings do,
-    and so do seeded requests if the engine honours seeds.
+    """Whether the same request produces the same answer again: greedy requests, embeddings and
+    rankings do, and so do seeded requests if the engine honours seeds.
     """
-    if endpoint is Endpoint.EMBEDDINGS:
+    if endpoint in (Endpoint.EMBEDDINGS, Endpoint.RERANK):
         return True
     if endpoint is Endpoint.TOKENIZE:
         return False

@@ -51,6 +51,11 @@ class _Embeddings(msgspec.Struct):
     data: list[msgspec.Raw]
 
 
+class _Ranking(msgspec.Struct):
+    results: list[msgspec.Raw]
+
+
+_decode_ranking = msgspec.json.Decoder(_Ranking).decode
 _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 _decode_choices: dict[Endpoint, Callable[[bytes], _ChatAnswer | _TextAnswer]] = {
     Endpoint.CHAT: msgspec.json.Decoder(_ChatAnswer).decode,
@@ -59,11 +64,13 @@ _decode_choices: dict[Endpoint, Callable[[bytes], _ChatAnswer | _TextAnswer]] = 
 
 
 def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
-    """Whether `body` is a whole answer of an endpoint, with `count` choices or embeddings."""
+    """Whether `body` is a whole answer of an endpoint, with `count` choices, embeddings or results."""
     try:
         body.decode()
         if endpoint is Endpoint.EMBEDDINGS:
             return len(_decode_embeddings(body).data) == count
+        if endpoint is Endpoint.RERANK:
+            return len(_decode_ranking(body).results) == count
         answer = _decode_choices[endpoint](body)
         msgspec.json.decode(body)  # as a replay does: numbers out of range fail only here
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -72,9 +79,11 @@ def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
 
 
 def count_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> int:
-    """How many choices or embeddings a valid request asks for."""
+    """How many choices, embeddings or results a valid request asks for."""
     if endpoint is Endpoint.CHAT:
         return int(body.get("n") or 1)
+    if endpoint is Endpoint.RERANK:
+        return min(len(body["documents"]), body.get("top_n") or len(body["documents"]))
     texts = body.get("input" if endpoint is Endpoint.EMBEDDINGS else "prompt")
     several = isinstance(texts, list) and not isinstance(texts[0], int)
     return (len(texts or ()) if several else 1) * int(body.get("n") or 1)

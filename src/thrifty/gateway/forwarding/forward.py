@@ -72,7 +72,7 @@ from thrifty.observe.request_metrics import Histogram
 from thrifty.observe.trace import TRACEPARENT, pass_on
 from thrifty.openai.errors import SERVER, WireError, unavailable
 from thrifty.openai.events import parse_usage
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.fields import STREAMED
 from thrifty.openai.id_rewrite import replace_id
 from thrifty.openai.stream_answers import assemble_stream
 
@@ -561,7 +561,7 @@ def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
         return candidates[0]
     delivery = call.delivery
     if delivery.routed is UNKNOWN:
-        decodes = call.endpoint is not Endpoint.EMBEDDINGS
+        decodes = call.endpoint in STREAMED
         delivery.routed = version.router.describe(call.admitted.body, call.session, decodes=decodes)
     return version.router.choose(candidates, delivery.routed)
 

@@ -35,7 +35,7 @@ class Estimator:
         used. Each choice (`n`) counts as one answer.
         """
         prompt = max(1, round(body_bytes * self.tokens_per_byte))
-        if "input" in body:
+        if "input" in body or "query" in body:  # embeddings and rankings generate nothing
             return prompt, 0
         asked = body.get("max_completion_tokens") or body.get("max_tokens")
         answer = asked if asked is not None else round(self.answer_tokens)

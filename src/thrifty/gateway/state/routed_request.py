@@ -72,7 +72,7 @@ def read_prompt(body: Mapping[str, Any]) -> bytes:
         return b"\x1e".join(parts)
     prompt = body.get("prompt")
     if prompt is None:
-        prompt = body.get("input")
+        prompt = body.get("input") or [body.get("query"), body.get("documents")]
     return prompt.encode() if isinstance(prompt, str) else _encode(prompt)
 
 

@@ -17,6 +17,7 @@ OPERATIONS = {
     Endpoint.CHAT.value: "chat",
     Endpoint.COMPLETIONS.value: "text_completion",
     Endpoint.EMBEDDINGS.value: "embeddings",
+    Endpoint.RERANK.value: "rerank",
     Endpoint.TOKENIZE.value: "tokenize",
 }
 """By path."""
