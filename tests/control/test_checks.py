@@ -142,4 +142,4 @@ def test_encoders_have_no_loop(home: Home, tmp_path: Path) -> None:
         json.dumps({"model": str(model), "record": {"prompts": True}, "improve": {"every": "7d"}})
     )
     loaded = load_spec(path, environment={})
-    refuse(home, loaded, SpecError, "improve: .*this is an encoder.*thrifty train")
+    refuse(home, loaded, SpecError, "improve: .*this one does not.*thrifty train")

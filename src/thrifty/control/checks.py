@@ -40,7 +40,7 @@ Model = tuple[NamedVersion, Artifact]
 Deployments = Mapping[str, DesiredDeployment]
 
 NO_LOOP = (
-    "is for models that answer, and this is an encoder. The loop learns from what users say of "
+    "is for models that answer, and this one does not. The loop learns from what users say of "
     "answers. Train an encoder on pairs of texts (thrifty train --method contrastive), judge it "
     "(thrifty gate) and release it (thrifty release)"
 )
@@ -326,7 +326,9 @@ def check_families(loaded: LoadedSpec, families: Sequence[Family | None]) -> Non
     """Refuse versions of different families, and a loop for encoders; None is one that is not known.
     Raises `SpecError`.
     """
-    if Family.ENCODER in families and "improve" in loaded.spec.model_fields_set:
+    if {Family.ENCODER, Family.RERANKER}.intersection(
+        families
+    ) and "improve" in loaded.spec.model_fields_set:
         loaded.refuse([Problem("improve", NO_LOOP)])
     known = [(index, family) for index, family in enumerate(families) if family is not None]
     for index, family in known[1:]:

@@ -113,7 +113,7 @@ def find_serving(there: DesiredDeployment) -> DesiredVersion:
             f"{main.label} of {there.name!r} is served by the engine {main.engine}, which loads no "
             "stored model; there is nothing to train"
         )
-    if there.family == Family.ENCODER:
+    if there.family != Family.DECODER:
         raise ImproveError(f"'improve' {NO_LOOP}")
     return main
 

@@ -158,12 +158,15 @@ def train_model(
     require_training()
     _check(request)
     version, artifact = fetch_model(store, request.model, on_progress=on_progress)
-    encoder = artifact.description.family is Family.ENCODER
+    family = artifact.description.family
+    if family not in (Family.DECODER, Family.ENCODER):
+        raise TrainingError(f"{version.label} is {family.with_article}, which is not trained here")
+    encoder = family is Family.ENCODER
     if encoder != (request.method is Method.CONTRASTIVE):
         fitting = "contrastive" if encoder else "sft, dpo or kto"
         raise TrainingError(
-            f"{version.label} is {'an encoder' if encoder else 'a decoder'}, which --method "
-            f"{request.method} does not train; take {fitting}"
+            f"{version.label} is {family.with_article}, which --method {request.method} does not "
+            f"train; take {fitting}"
         )
     plain = make_plain(store, version, artifact, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))

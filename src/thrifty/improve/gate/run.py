@@ -243,6 +243,10 @@ def _find_models(store: Store, request: GateRequest) -> _Models:
             f"{candidate[0].label} is of the family {families[0]}, and {against[0].label} of the "
             f"family {families[1]}; they answer other requests, so there is nothing to compare"
         )
+    if families[0] not in (Family.DECODER, Family.ENCODER):
+        raise EvaluationError(
+            f"{candidate[0].label} is {families[0].with_article}; the gate judges decoders and encoders"
+        )
     return _Models(candidate, against, base)
 
 
