@@ -144,7 +144,7 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 DEMO = PYTHONPATH=examples $(BIN)/python -m demo $(if $(filter 1,$(SHUFFLED)),--shuffled) $(if $(SEED),--seed $(SEED))
 
 .PHONY: demo
-demo: $(DEV) ## One turn of the loop with pretend users, in half an hour on two cores (SHUFFLED=1, SEED=N, DEMO_KEEP=0)
+demo: $(DEV) ## One turn of the loop with pretend users, in about twenty minutes on two cores (SHUFFLED=1, SEED=N, DEMO_KEEP=0)
 	@$(DEMO)
 
 .PHONY: test-demo

@@ -13,7 +13,7 @@ TEMPERATURE = 0.8
 class Sizes:
     """How much of everything."""
 
-    visits: int = 160
+    visits: int = 140
     """Visits of the day: a question, and the tries that it takes."""
     tries: int = 4
     """Answers that a user looks at for one question, at most."""
@@ -39,8 +39,8 @@ class Sizes:
     settle_s: float = 20.0
     """Thumbs that come later than this after a conversation began do not count in a release."""
     alpha: float = 0.01
-    poisoned_rows: int = 64
-    worse_rows: int = 120
+    poisoned_rows: int = 48
+    worse_rows: int = 80
     most_release_s: float = 600.0
     """A release that has not ended by then is given up, and counts as not decided."""
 
