@@ -41,6 +41,8 @@ class Description(msgspec.Struct, frozen=True):
     parameters: int = 0
     weights: str = ""
     """The weight format, such as `bf16`, `q4_1` or `int8`."""
+    base: Parent | None = None
+    """Of an adapter: the model that it changes, which has to be in the store."""
 
 
 class Lineage(msgspec.Struct, frozen=True):

@@ -32,7 +32,7 @@ from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.figures import summarize
 from thrifty.train.prepare import LOSSES, SOURCES, Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
-from thrifty.train.register import register_trained
+from thrifty.train.register import register_adapter, register_trained
 from thrifty.train.rows import (
     Method,
     digest_rows,
@@ -100,6 +100,8 @@ class TrainingRequest:
     learning_rate: float | None = None
     lora_rank: int = LORA_RANK
     """0 trains all weights."""
+    adapter: bool = False
+    """Keep the low-rank changes beside the base model, and do not merge them."""
     window: int | None = None
     """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
     batch: int | None = None
@@ -161,6 +163,10 @@ def train_model(
             f"{version.label} is {'an encoder' if encoder else 'a decoder'}, which --method "
             f"{request.method} does not train; take {fitting}"
         )
+    if encoder and request.adapter:
+        raise TrainingError(
+            f"{version.label} is an encoder, whose changes are always merged; leave --adapter out"
+        )
     plain = make_plain(store, version, artifact, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
     if not encoder:
@@ -169,7 +175,7 @@ def train_model(
         except WireError as error:
             raise TrainingError(f"{version.label}: {error.message}") from None
     recipe = _describe(request, tokenizer)
-    made = store.find_made(plain[1].id, recipe)
+    made = store.find_made(artifact.id if request.adapter else plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
         return made
     key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
@@ -194,15 +200,15 @@ def train_model(
         if choice is not None:
             figures["augment"] = choice.as_dict()
         weights = SafetensorsFiles([folder / "trained.safetensors"])
-        found = register_trained(
-            store,
-            plain,
-            weights,
-            request.out,
-            recipe,
-            {**summarize(report), **figures},
-            on_progress,
-        )
+        figures = {**summarize(report), **figures}
+        if request.adapter:
+            found = register_adapter(
+                store, (version, artifact), plain, weights, request.out, recipe, figures
+            )
+        else:
+            found = register_trained(
+                store, plain, weights, request.out, recipe, figures, on_progress
+            )
     shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -287,7 +293,7 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     job = {
         "model": str(work.source), "pid": os.getpid(), "settings": asdict(settings),
-        "window": window, "limits": limits, **more,
+        "window": window, "limits": limits, "adapter": work.request.adapter, **more,
     }  # fmt: skip
     processes = work.request.processes
     return run_worker(
@@ -398,6 +404,11 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
 def _check(request: TrainingRequest) -> None:
     if request.epochs is not None and request.minutes is not None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.adapter and not request.lora_rank:
+        raise TrainingError(
+            "an adapter holds low-rank changes, and --lora-rank 0 trains all weights; leave one of "
+            "them out"
+        )
     if request.ray is not None and request.minutes is not None:
         raise TrainingError(
             "minutes are counted by a clock of this machine; set --epochs for a training on a Ray "
@@ -432,5 +443,6 @@ def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, A
         "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
         **{name: getattr(request, name) for name in asked},
         **({} if request.augment == AS_IT_IS else {"augment": request.augment.as_dict()}),
+        **({"adapter": True} if request.adapter else {}),
         **({} if request.processes == 1 else {"processes": request.processes}),
     }  # fmt: skip

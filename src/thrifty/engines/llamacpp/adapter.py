@@ -77,7 +77,7 @@ class LlamaCppEngine:
     kind = "llamacpp"
     options = LlamaCppOptions
     traits = Traits(
-        formats=frozenset({Format.GGUF, Format.SAFETENSORS}),
+        formats=frozenset({Format.GGUF, Format.SAFETENSORS, Format.ADAPTER}),
         families=frozenset({Family.DECODER, Family.ENCODER}),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
@@ -329,7 +329,7 @@ def _find_model_fault(artifact: Artifact) -> str | None:
             "the engine 'llamacpp' serves encoders from GGUF alone; those from safetensors are served by "
             "the engine 'openvino'"
         )
-    if description.format is Format.SAFETENSORS and description.architecture not in DECODERS:
+    if description.format is not Format.GGUF and description.architecture not in DECODERS:
         return (
             f"safetensors of the architecture {description.architecture!r} cannot be written as GGUF; "
             f"these can: {', '.join(sorted(DECODERS))}. Name a GGUF of the model instead"
