@@ -368,21 +368,23 @@ def test_an_adapter_that_is_trained_again_keeps_its_base(
     made = [train(store, tmp_path / "home", data, Method.SFT, "chain", adapter=True)]
     more = {"model": "chain@v1", "epochs": 2}
     made.append(train(store, tmp_path / "home", data, Method.SFT, "chain", adapter=True, **more))
-    whole = train(store, tmp_path / "home", data, Method.SFT, "whole", **more)
     first, second = (one[1] for one in made)
     assert first.description.base == second.description.base
     assert made[1][0].lineage.parents[0].name == "chain@v1"
     ranks = [read_config(store.folder_of(one.id))[0] for one in (first, second)]
     assert ranks == [8, 16]
+    assert not store.has_name("chain-checkpoint")
+    whole = train(store, tmp_path / "home", data, Method.SFT, "whole", **more)
     found = [load_decoder(store.folder_of(one.id)).tensors for one in (second, whole[1])]
     name = "model.layers.0.mlp.up_proj.weight"
-    np.testing.assert_allclose(found[0].read_tensor(name), found[1].read_tensor(name), atol=2e-3)
+    # The merged model was rounded to 16 bits before it was trained on.
+    np.testing.assert_allclose(found[0].read_tensor(name), found[1].read_tensor(name), atol=2e-2)
     monkeypatch.setattr(register, "MOST_RANK", 20)
     third = train(
         store, tmp_path / "home", data, Method.SFT, "chain", adapter=True, model="chain@v2"
     )[1]
     assert third.description.base is not None
-    assert third.description.base.name == "chain-checkpoint@v1"
+    assert third.description.base.name == "chain-checkpoint@v2"
     assert read_config(store.folder_of(third.id))[0] == 8
 
 

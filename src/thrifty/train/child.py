@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.lora import read_lora
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError, TrainingError
 from thrifty.evaluate.torch_model import load_torch_model
@@ -129,9 +130,14 @@ def load_trained(
     kind: str = "AutoModelForCausalLM",
     *,
     freeze_embeddings: bool | None,
+    changes: str | None = None,
 ) -> Any:
-    """The model in `folder`, with gradients only for the weights that are trained."""
+    """The model in `folder`, with gradients only for the weights that are trained. `changes` is the
+    folder of an adapter that it begins with.
+    """
     model = load_torch_model(folder, f"the model in {folder}", kind)
+    if changes is not None:
+        lora.add(model, read_lora(Path(changes)))
     if settings.lora_rank:
         lora.attach(model, settings.lora_rank, settings.seed)
     elif freeze_embeddings:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thrifty.artifacts.lora import SCALE
+from thrifty.artifacts.lora import SCALE, Lora
 
 NOT_CHANGED = ("lm_head", "pooler")
 
@@ -51,6 +51,14 @@ def attach(model: Any, rank: int, seed: int) -> None:
         if isinstance(module, nn.Linear) and not any(part in name for part in NOT_CHANGED):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, _LowRank(module, rank))
+
+
+def add(model: Any, changes: Lora) -> None:
+    """Add an adapter's changes to the weights."""
+    with torch.no_grad():
+        for name in changes.matrices:
+            weight = model.get_submodule(name).weight
+            weight += torch.from_numpy(changes.read_change(name)).to(weight)
 
 
 def extract(model: Any) -> dict[str, Any]:

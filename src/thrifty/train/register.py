@@ -18,6 +18,7 @@ from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.artifacts.write_encoder import write_encoder
+from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.types import Family, OnProgress
 
 MOST_RANK = 128
@@ -36,8 +37,8 @@ def register_adapter(
     report: dict[str, Any],
 ) -> tuple[NamedVersion, Artifact]:
     """Add an adapter with its trained matrices to the store, as `out`. `source` is what was trained:
-    of an adapter, the new one has the same base and holds the changes of both. `plain` is it as a
-    checkpoint. Raises the store's errors.
+    of an adapter, the new one has the same base and holds the changes of both. `plain` is the base as
+    a checkpoint. Raises the store's errors.
     """
     version, artifact = source
     lora = _read_lora(weights)
@@ -47,7 +48,8 @@ def register_adapter(
         if earlier.rank + lora.rank <= MOST_RANK:
             lora, base = join(earlier, lora), artifact.description.base
         else:
-            base = Parent(plain[1].id, plain[0].label)
+            merged = make_plain(store, *source)
+            base = Parent(merged[1].id, merged[0].label)
     store.require_space(100_000_000, f"training {out}")
     with store.stage(
         f"{recipe['step']} {artifact.id} {json.dumps(recipe, sort_keys=True)}"

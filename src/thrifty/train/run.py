@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.bases import find_base
 from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
@@ -39,7 +40,7 @@ from thrifty.train.rows import (
 )
 from thrifty.train.settings import IMPROVED_NOTHING, RowSettings, balance_weights
 from thrifty.train.trials import choose_augmentation
-from thrifty.types import Family, OnProgress, ignore_progress
+from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 VERSION = 2
 """Increase it when training changes, so that models are trained again."""
@@ -167,7 +168,11 @@ def train_model(
         raise TrainingError(
             f"{version.label} is an encoder, whose changes are always merged; leave --adapter out"
         )
-    plain = make_plain(store, version, artifact, on_progress)
+    # An adapter that becomes another one is trained as its base with its changes, so that no merged
+    # model is left in the store.
+    again = request.adapter and artifact.description.format is Format.ADAPTER
+    source = find_base(store, artifact) if again else (version, artifact)
+    plain = make_plain(store, *source, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
     if not encoder:
         try:
@@ -178,7 +183,8 @@ def train_model(
     made = store.find_made(artifact.id if request.adapter else plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
         return made
-    key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
+    made_from = artifact.id if again else plain[1].id
+    key = hashlib.sha256(json.dumps([made_from, recipe], sort_keys=True).encode()).hexdigest()
     folder = make_private_folder(home.trainings / key[:24])
     with lock_file(folder / "lock"):
         begun = (folder / "state.json", folder / "trials")
@@ -187,7 +193,8 @@ def train_model(
                 "there is no training to resume with this model, data and settings; leave out "
                 "--resume"
             )
-        work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note)
+        changes = str(store.folder_of(artifact.id)) if again else None
+        work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note, changes)
         choice = None
         if request.augment.auto:
             choice = choose_augmentation(
@@ -224,6 +231,8 @@ class Work:
     began_s: float
     on_progress: OnProgress
     on_note: OnNote
+    changes: str | None = None
+    """The folder of the adapter that the model begins with."""
 
     @property
     def source(self) -> Path:
@@ -293,7 +302,8 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     job = {
         "model": str(work.source), "pid": os.getpid(), "settings": asdict(settings),
-        "window": window, "limits": limits, "adapter": work.request.adapter, **more,
+        "window": window, "limits": limits, "adapter": work.request.adapter,
+        "changes": work.changes, **more,
     }  # fmt: skip
     processes = work.request.processes
     return run_worker(
