@@ -126,9 +126,11 @@ def test_damaged_files_are_found(store: Store, base: Model, tmp_path: Path) -> N
         with pytest.raises(IntegrityError, match="is damaged"):
             use(cut)
     nameless = copy(store, adapter, tmp_path / "nameless")
-    (nameless / "thrifty.json").write_text("{}")
-    with pytest.raises(IntegrityError, match="names no base model"):
-        inspect_model(nameless)
+    for base in (None, "base@v1", {"id": "../../elsewhere", "name": "base@v1"}, {"id": "0" * 24}):
+        (nameless / "thrifty.json").write_text(json.dumps({"base": base}))
+        for use in (inspect_model, load_decoder):
+            with pytest.raises(IntegrityError, match="names no base model"):
+                use(nameless)
     (nameless / "thrifty.json").unlink()
     with pytest.raises(FormatRefused, match="nothing says which stored model it belongs to"):
         inspect_model(nameless)

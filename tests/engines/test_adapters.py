@@ -12,6 +12,7 @@ from tests.artifacts.adapters import make_lora, put_adapter
 from tests.artifacts.models import Llama
 from tests.engines.test_prepare import END, MODEL, PROMPT, generate, ids, make_settings, put
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import OpenVinoEngine, find_lora
 from thrifty.engines.openvino.prepare import prepare_model
@@ -127,6 +128,15 @@ def test_versions_of_one_base_are_versions_of_their_own(
     assert len({one.revision for one in served}) == len({one.artifact for one in served}) == 3
     launched = [engine.launch(one, store, 1, [0], 0.5).command[-1] for one in served]
     assert ["adapter_model.safetensors" in one for one in launched] == [False, True, True]
+
+
+def test_planning_an_adapter_makes_nothing(store: Store, base: Model) -> None:
+    """Beside a prepared base only the adapter has to be made."""
+    prepare_model(store, *base, "int8", ignore_progress)
+    own = put_adapter(store, base, make_lora(store, base[1], seed=2))
+    with pytest.raises(NotMadeYet) as raised:
+        prepare_model(LookOnlyStore(store.root), *own, "int8", ignore_progress)
+    assert raised.value.size_bytes == own[1].size_bytes + 50_000_000
 
 
 def test_an_adapter_of_another_model_is_refused(store: Store, base: Model) -> None:

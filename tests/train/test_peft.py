@@ -12,6 +12,7 @@ from tests.artifacts.adapters import make_lora, put_adapter
 from tests.artifacts.models import Llama
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.lora import read_lora
+from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.plain_checkpoint import make_plain
 
 pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore")]
@@ -33,7 +34,9 @@ def test_peft_reads_our_adapters_as_we_do(tmp_path: Path) -> None:
 
     store = Store(tmp_path / "models")
     with store.stage("base") as stage:
-        base = store.add(Llama().write_safetensors(stage / "model"), "base", Lineage())
+        folder = Llama().write_safetensors(stage / "model")
+        make_tokenizer().tokenizer.save(str(folder / "tokenizer.json"))
+        base = store.add(folder, "base", Lineage())
     tuned = put_adapter(store, base, make_lora(store, base[1]))
 
     def load(folder: Path) -> Any:

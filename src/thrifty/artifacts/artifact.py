@@ -94,6 +94,11 @@ def compute_id(files: tuple[FileEntry, ...]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of an artifact. Ids are parts of paths."""
+    return re.fullmatch(r"[0-9a-f]{24}", text) is not None
+
+
 def parse_label(label: str) -> tuple[str, int | None]:
     """`name@v3` as `("name", 3)`, `name` as `("name", None)`. Raises `ArtifactError`."""
     name, at, version = label.partition("@")

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import (
     ADAPTER_CONFIG,
-    ADAPTER_NOTE,
     find_safetensors,
     read_architecture,
+    read_base,
     read_json,
 )
 from thrifty.artifacts.lora import Lora, read_lora
@@ -162,11 +162,11 @@ def _find_base(folder: Path) -> Path:
     """The folder of the base model of the adapter in `folder`, which lies beside it in the store.
     Raises `IntegrityError` where it does not.
     """
-    base = read_json(folder / ADAPTER_NOTE)["base"]
-    found = folder.parent / str(base["id"])
+    base = read_base(folder)
+    found = folder.parent / base.id
     if not found.is_dir():
         raise IntegrityError(
-            f"the base model of this adapter, {base['name']} ({base['id']}), is not in the store any "
+            f"the base model of this adapter, {base.name} ({base.id}), is not in the store any "
             "more; fetch it again (thrifty pull), or train the adapter anew"
         )
     return found
@@ -422,7 +422,10 @@ class _GgufTensors:
         self._interleaved = file.architecture == "llama"
 
     def __contains__(self, name: str) -> bool:
-        return name_in_gguf(name) in self._file.tensors
+        try:
+            return name_in_gguf(name) in self._file.tensors
+        except KeyError:
+            return False  # one that GGUF has no name for
 
     def read_tensor(self, name: str) -> FloatArray:
         translated = name_in_gguf(name)

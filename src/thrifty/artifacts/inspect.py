@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts.artifact import Description, Parent
+from thrifty.artifacts.artifact import Description, Parent, is_id
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.settings import read_integer
@@ -242,11 +242,6 @@ def _inspect_adapter(folder: Path) -> Description:
             "'vllm' (engine.lora)"
         )
     note = read_json(path)
-    base = note.get("base")
-    if not isinstance(base, dict) or not all(
-        isinstance(base.get(key), str) and base[key] for key in ("id", "name")
-    ):
-        raise IntegrityError(f"{path} is damaged: it names no base model")
     SafetensorsFiles([folder / ADAPTER_WEIGHTS])
     return Description(
         format=Format.ADAPTER,
@@ -255,5 +250,15 @@ def _inspect_adapter(folder: Path) -> Description:
         context_length=read_integer(note, "context_length", path, default=0, least=0),
         parameters=read_integer(note, "parameters", path, default=0, least=0),
         weights="lora",
-        base=Parent(base["id"], base["name"]),
+        base=read_base(folder),
     )
+
+
+def read_base(folder: Path) -> Parent:
+    """The model that the adapter in `folder` changes. Raises `IntegrityError`."""
+    path = folder / ADAPTER_NOTE
+    base = read_json(path).get("base")
+    found = (base.get("id"), base.get("name")) if isinstance(base, dict) else (None, None)
+    if not (isinstance(found[0], str) and isinstance(found[1], str) and is_id(found[0])):
+        raise IntegrityError(f"{path} is damaged: it names no base model")
+    return Parent(found[0], found[1])

@@ -57,8 +57,8 @@ def push(
 
     `rename` is another name for it there, with or without a version: without one it gets the next
     number. `verify` reads every blob back, and sends damaged ones again. An adapter takes its base
-    along, unless that is there. Raises `RemoteError` if
-    another model has this version, and `ArtifactError` kinds.
+    along, unless that is there. Raises `RemoteError` if another model has this version, and
+    `ArtifactError` kinds.
     """
     reference = parse_root(url)
     version, artifact = store.find(label)
