@@ -137,7 +137,7 @@ TRL := .make/trl
 test-train: $(DEV) ## Training beside trl, which it installs below .make, and trainings that are killed
 	$(BIN)/python -m venv $(TRL)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(TRL)/lib/python*/site-packages)/dev.pth
-	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0' 'peft==0.21.2'
 	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train tests/improve
 
 # One turn of the loop with pretend users: SHUFFLED=1 gives their thumbs at random, SEED=N draws others.

@@ -16,7 +16,7 @@ NAMES = (
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "machine_model", "redaction",
     "rollups", "console", "telemetry", "recorded_texts", "answer_checks", "idle_memory", "kubernetes", "ray_fleet", "engine_auto", "speculation", "autoscaler_step",
     "gate_decisions", "quality_detection",
-    "curation", "augmentation",
+    "curation", "augmentation", "adapters",
     "simulated_routing", "autoscaling", "simulator_against_replicas", "autoscaled_echo",
 )  # fmt: skip
 

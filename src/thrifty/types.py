@@ -29,6 +29,8 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
     OPENVINO = "openvino"
+    ADAPTER = "adapter"
+    """LoRA matrices beside a base model, in PEFT's layout."""
 
 
 class Role(StrEnum):

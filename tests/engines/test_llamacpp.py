@@ -14,12 +14,15 @@ from typing import Any
 
 import gguf
 import msgspec
+import numpy as np
 import psutil
 import pytest
 
+from tests.artifacts.adapters import make_lora, put_adapter
 from tests.artifacts.models import Llama
 from tests.artifacts.vocabulary import make_gpt2_metadata
 from thrifty.artifacts import Store
+from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.sources import fetch_model
@@ -200,6 +203,22 @@ class TestPrepare:
         # Once: the same model again is the same version, and is its own preparation.
         assert prepare(store, tmp_path / "m.gguf") == served
         assert len(store.versions()) == 2
+
+    def test_an_adapter_is_merged_into_the_weights(self, store: Store, tmp_path: Path) -> None:
+        base = fetch_model(store, str(write(tmp_path / "m.gguf")))
+        version, tuned = put_adapter(store, base, make_lora(store, base[1]))
+        engine = LlamaCppEngine()
+        spec = load_spec(flags={"engine.kind": "llamacpp", "compress": "none"}).spec
+        assert engine.check(spec, tuned, detect_machine()) == []
+        served = engine.prepare(spec, (version, tuned), store, detect_machine(), ignore_progress)
+        assert served.artifact is not None
+        made, _ = store.find("tuned-llamacpp")
+        assert [parent.name for parent in made.lineage.parents] == [version.label]
+        found = [load_decoder(store.folder_of(one)).tensors for one in (tuned.id, served.artifact)]
+        for matrix in ("self_attn.q_proj", "mlp.down_proj"):
+            name = f"model.layers.1.{matrix}.weight"
+            ours, theirs = (tensors.read_tensor(name) for tensors in found)
+            np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
     @pytest.mark.parametrize(("scheme", "name"), [("int8", "q8_0"), ("int4", "q4_0")])
     def test_fewer_bits_keep_all_else(

@@ -22,7 +22,7 @@ from thrifty.engines.server.rerank import parse_rerank
 from thrifty.errors import EngineError
 from thrifty.graphs.arithmetic import LIMIT_VARIABLE
 from thrifty.spec import load_spec
-from thrifty.types import Family, ignore_progress
+from thrifty.types import Family, Format, ignore_progress
 
 SOURCE = Path(__file__).parents[2] / "src" / "thrifty"
 OUTSIDE = sorted(p for p in SOURCE.rglob("*.py") if "engines" not in p.relative_to(SOURCE).parts)
@@ -35,6 +35,7 @@ def test_traits_are_plain_and_consistent(kind: str) -> None:
     assert isinstance(traits, Traits)
     assert traits.families
     assert bool(traits.formats) == traits.loads_model
+    assert not traits.adapters or Format.ADAPTER in traits.formats
     assert traits.loads_model or not traits.schemes
     for name in (traits.salt_field, traits.priority_field):
         assert name is None or traits.honours is None or name in traits.honours

@@ -179,6 +179,7 @@ def test_names_of_deployments_become_names_of_models() -> None:
     ("section", "message"),
     [
         ({"train": {"epochs": 1, "minutes": 2}}, "'epochs' and 'minutes'"),
+        ({"train": {"adapter": True, "lora_rank": 0}}, "'adapter' and 'lora_rank: 0'"),
         ({"every": "5s"}, "greater than or equal to 60"),
         ({"guards": {"own": 2}}, "less than or equal to 1"),
         ({"method": "rl"}, "rl"),

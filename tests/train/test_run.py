@@ -18,18 +18,20 @@ import pytest
 from tests.artifacts.models import Llama
 from tests.engines.test_prompt import make_special_tokenizer
 from tests.text import templates
-from thrifty.artifacts import Lineage, Store
-from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.artifacts import Lineage, Parent, Store
+from thrifty.artifacts.checkpoint import LAYER_MATRICES, load_decoder, load_encoder
+from thrifty.artifacts.lora import read_config
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import TrainingError
 from thrifty.home import Home
 from thrifty.train.rows import Method
 from thrifty.train.run import TrainingRequest, train_model
+from thrifty.types import Format
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from thrifty.train import run, worker  # noqa: E402
+from thrifty.train import register, run, worker  # noqa: E402
 from thrifty.train.process import read_report  # noqa: E402
 
 pytestmark = pytest.mark.engine
@@ -101,7 +103,8 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(store: Store, home: Path, data: Path, method: Method, out: str, **more: Any) -> Any:
     notes: list[str] = []
-    request = TrainingRequest("base", data, method, out, **{**SETTINGS, **more})
+    settings = {"model": "base", **SETTINGS, **more}
+    request = TrainingRequest(data=data, method=method, out=out, **settings)
     version, artifact = train_model(store, Home(home), request, on_note=notes.append)
     return version, artifact, notes
 
@@ -342,3 +345,60 @@ def test_evaluations_take_a_fifth_of_the_time_at_most(
     steps: int, held_out: int, between: int
 ) -> None:
     assert run.space_evaluations(steps, 8, held_out, 10) == between
+
+
+def test_an_adapter_is_what_would_have_been_merged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(monkeypatch)
+    data = write(tmp_path, Method.SFT)
+    merged = train(store, tmp_path / "home", data, Method.SFT, "merged")
+    version, artifact, _ = train(store, tmp_path / "home", data, Method.SFT, "tuned", adapter=True)
+    base = store.find("base")[1]
+    assert artifact.description.format is Format.ADAPTER
+    assert artifact.description.base == Parent(base.id, "base@v1")
+    assert version.lineage.recipe["adapter"]
+    assert version.lineage.figures["after"] == merged[0].lineage.figures["after"]
+    found = [load_decoder(store.folder_of(one.id)).tensors for one in (merged[1], artifact)]
+    names = [f"model.layers.0.{matrix}.weight" for matrix in LAYER_MATRICES]
+    for name in (*names, "model.embed_tokens.weight"):
+        np.testing.assert_allclose(
+            found[0].read_tensor(name), found[1].read_tensor(name), atol=2e-3
+        )
+    again = train(store, tmp_path / "home", data, Method.SFT, "tuned", adapter=True)
+    assert again[0].label == version.label, "the same request finds what was made"
+
+
+def test_an_adapter_that_is_trained_again_keeps_its_base(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one holds the changes of both, as if the merged model had been trained."""
+    train_here(monkeypatch)
+    data = write(tmp_path, Method.SFT)
+    made = [train(store, tmp_path / "home", data, Method.SFT, "chain", adapter=True)]
+    more = {"model": "chain@v1", "epochs": 2}
+    made.append(train(store, tmp_path / "home", data, Method.SFT, "chain", adapter=True, **more))
+    first, second = (one[1] for one in made)
+    assert first.description.base == second.description.base
+    assert made[1][0].lineage.parents[0].name == "chain@v1"
+    ranks = [read_config(store.folder_of(one.id))[0] for one in (first, second)]
+    assert ranks == [8, 16]
+    assert not store.has_name("chain-checkpoint")
+    whole = train(store, tmp_path / "home", data, Method.SFT, "whole", **more)
+    found = [load_decoder(store.folder_of(one.id)).tensors for one in (second, whole[1])]
+    name = "model.layers.0.mlp.up_proj.weight"
+    # The merged model was rounded to 16 bits before it was trained on.
+    np.testing.assert_allclose(found[0].read_tensor(name), found[1].read_tensor(name), atol=2e-2)
+    monkeypatch.setattr(register, "MOST_RANK", 20)
+    third = train(
+        store, tmp_path / "home", data, Method.SFT, "chain", adapter=True, model="chain@v2"
+    )[1]
+    assert third.description.base is not None
+    assert third.description.base.name == "chain-checkpoint@v2"
+    assert read_config(store.folder_of(third.id))[0] == 8
+
+
+def test_an_adapter_needs_low_rank_changes(store: Store, tmp_path: Path) -> None:
+    data = write(tmp_path, Method.SFT)
+    with pytest.raises(TrainingError, match="--lora-rank 0 trains all weights"):
+        train(store, tmp_path, data, Method.SFT, "no", adapter=True, lora_rank=0)

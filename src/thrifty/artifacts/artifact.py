@@ -41,6 +41,8 @@ class Description(msgspec.Struct, frozen=True):
     parameters: int = 0
     weights: str = ""
     """The weight format, such as `bf16`, `q4_1` or `int8`."""
+    base: Parent | None = None
+    """Of an adapter: the model that it changes, which has to be in the store."""
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -90,6 +92,11 @@ def compute_id(files: tuple[FileEntry, ...]) -> str:
     """The id of an artifact with these files: 24 hexadecimal digits."""
     lines = sorted(f"{entry.sha256} {entry.path}" for entry in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of an artifact. Ids are parts of paths."""
+    return re.fullmatch(r"[0-9a-f]{24}", text) is not None
 
 
 def parse_label(label: str) -> tuple[str, int | None]:

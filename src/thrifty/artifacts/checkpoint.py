@@ -17,11 +17,14 @@ import numpy.typing as npt
 
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import (
+    ADAPTER_CONFIG,
     find_safetensors,
     read_architecture,
+    read_base,
     read_first_position,
     read_json,
 )
+from thrifty.artifacts.lora import Lora, read_lora
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.settings import read_integer, read_number, read_token_ids
 from thrifty.artifacts.stop_tokens import read_ends, read_gguf_ends
@@ -135,10 +138,14 @@ class EncoderCheckpoint:
 
 
 def load_decoder(folder: Path) -> DecoderCheckpoint:
-    """Load the decoder in `folder` from GGUF or safetensors.
+    """Load the decoder in `folder` from GGUF or safetensors; of an adapter, its base with the changes
+    merged into the weights as they are read.
 
-    Raises `FormatRefused` for an unsupported architecture or setting.
+    Raises `FormatRefused` for an unsupported architecture or setting, and `IntegrityError` for a
+    damaged file or an adapter without its base.
     """
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        return _load_adapted(folder)
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1:
         raise FormatRefused(
@@ -159,6 +166,54 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     if tied is False and _HEAD not in tensors:
         raise IntegrityError(f"the checkpoint has no tensor {_HEAD!r}; fetch it again")
     return DecoderCheckpoint(shape, tensors, config)
+
+
+def _find_base(folder: Path) -> Path:
+    """The folder of the base model of the adapter in `folder`, which lies beside it in the store.
+    Raises `IntegrityError` where it does not.
+    """
+    base = read_base(folder)
+    found = folder.parent / base.id
+    if not found.is_dir():
+        raise IntegrityError(
+            f"the base model of this adapter, {base.name} ({base.id}), is not in the store any "
+            "more; fetch it again (thrifty pull), or train the adapter anew"
+        )
+    return found
+
+
+def _load_adapted(folder: Path) -> DecoderCheckpoint:
+    lora, base = read_lora(folder), load_decoder(_find_base(folder))
+    for name in lora.matrices:
+        if f"{name}.weight" not in base.tensors:
+            raise IntegrityError(
+                f"{folder} is an adapter for another model: it changes {name}, which its base does "
+                "not have"
+            )
+    return replace(base, tensors=_Adapted(base.tensors, lora))
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A base model's tensors with an adapter's changes."""
+
+    base: Tensors
+    lora: Lora
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.base
+
+    def read_tensor(self, name: str) -> FloatArray:
+        values, matrix = self.base.read_tensor(name), name.removesuffix(".weight")
+        if matrix not in self.lora.matrices:
+            return values
+        change = self.lora.read_change(matrix)
+        if change.shape != values.shape:
+            raise IntegrityError(
+                f"the adapter is for another model: it changes {change.shape[0]} x {change.shape[1]} "
+                f"weights of {matrix}, and its base has {' x '.join(map(str, values.shape))} there"
+            )
+        return values + change
 
 
 def load_encoder(folder: Path) -> EncoderCheckpoint:
@@ -381,7 +436,10 @@ class _GgufTensors:
         self._interleaved = file.architecture == "llama"
 
     def __contains__(self, name: str) -> bool:
-        return name_in_gguf(name) in self._file.tensors
+        try:
+            return name_in_gguf(name) in self._file.tensors
+        except KeyError:
+            return False  # one that GGUF has no name for
 
     def read_tensor(self, name: str) -> FloatArray:
         translated = name_in_gguf(name)

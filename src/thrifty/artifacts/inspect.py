@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts.artifact import Description
+from thrifty.artifacts.artifact import Description, Parent, is_id
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.settings import read_integer
@@ -19,6 +19,10 @@ from thrifty.errors import FormatRefused, IntegrityError
 from thrifty.types import Family, Format
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".joblib"})
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_NOTE = "thrifty.json"
+"""Beside an adapter: its base, and the facts that `Description` needs."""
 OPENVINO_MODEL = "openvino_model.xml"
 OPENVINO_NOTE = "thrifty.json"
 """Beside the IR: the facts that `Description` and the engine need."""
@@ -44,6 +48,8 @@ def inspect_model(folder: Path) -> Description:
     safetensors = find_safetensors(folder)
     if safetensors:
         return _inspect_safetensors(folder, safetensors)
+    if (folder / ADAPTER_CONFIG).exists():
+        return _inspect_adapter(folder)
     pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise FormatRefused(
@@ -250,3 +256,34 @@ def _inspect_openvino(folder: Path) -> Description:
         architecture=architecture,
         context_length=_read_context(config, folder),
     )
+
+
+def _inspect_adapter(folder: Path) -> Description:
+    path = folder / ADAPTER_NOTE
+    if not path.exists():
+        raise FormatRefused(
+            f"{folder} is a LoRA adapter, and nothing says which stored model it belongs to; merge it "
+            "into its base (PEFT's merge_and_unload) and name the result, or serve it with the engine "
+            "'vllm' (engine.lora)"
+        )
+    note = read_json(path)
+    SafetensorsFiles([folder / ADAPTER_WEIGHTS])
+    return Description(
+        format=Format.ADAPTER,
+        family=Family.DECODER,
+        architecture=str(note.get("architecture", "")),
+        context_length=read_integer(note, "context_length", path, default=0, least=0),
+        parameters=read_integer(note, "parameters", path, default=0, least=0),
+        weights="lora",
+        base=read_base(folder),
+    )
+
+
+def read_base(folder: Path) -> Parent:
+    """The model that the adapter in `folder` changes. Raises `IntegrityError`."""
+    path = folder / ADAPTER_NOTE
+    base = read_json(path).get("base")
+    found = (base.get("id"), base.get("name")) if isinstance(base, dict) else (None, None)
+    if not (isinstance(found[0], str) and isinstance(found[1], str) and is_id(found[0])):
+        raise IntegrityError(f"{path} is damaged: it names no base model")
+    return Parent(found[0], found[1])

@@ -38,6 +38,7 @@ from thrifty.artifacts.artifact import (
     compute_id,
     parse_label,
 )
+from thrifty.artifacts.bases import find_base_id, load_base, require_unneeded
 from thrifty.artifacts.disk import (
     is_at,
     link_file,
@@ -253,8 +254,10 @@ class Store:
         """Raise `IntegrityError` unless every file is as it was stored.
 
         A file whose size, time and inode have not changed since the last check counts as unchanged;
-        `thorough` reads every byte.
+        `thorough` reads every byte. The base of an adapter is checked, too.
         """
+        if artifact.description.base is not None:
+            self.verify(load_base(self, artifact), thorough=thorough, on_progress=on_progress)
         folder = self.folder_of(artifact.id)
         stamps_path = self.root / "leases" / f"{artifact.id}.checked"
         stamps = _read_json(stamps_path)
@@ -321,6 +324,7 @@ class Store:
                 raise ArtifactError(f"{label!r} does not exist")
             if self._in_use(gone[0].artifact):
                 raise ArtifactError(f"{label!r} is being served; stop it first (thrifty down)")
+            require_unneeded(self, gone[0])
             self._write_versions(name, [v for v in versions if v.version != number])
         return gone[0]
 
@@ -334,6 +338,7 @@ class Store:
         with lock_file(self.root / "store.lock"):
             before = self._size()
             kept = protected | {version.artifact for version in self.versions()}
+            kept |= {base for one in kept if (base := find_base_id(self, one)) is not None}
             removed: list[str] = []
             in_use: list[str] = []
             for folder in sorted((self.root / "artifacts").iterdir()):

@@ -93,7 +93,9 @@ def read_content(folder: Path, name: str) -> GgufContent:
     if ggufs:
         data = copy_content([GgufFile(ggufs[0])])
         return GgufContent(data.architecture, data.metadata, data.tensors, checkpoint.shape)
-    shape, architecture = checkpoint.shape, DECODERS[checkpoint.shape.architecture]
+    shape = checkpoint.shape
+    # An adapter of a GGUF has that one's shape, with GGUF's name.
+    architecture = DECODERS.get(shape.architecture, shape.architecture)
     tensors = _list_tensors(checkpoint, architecture)
     inner = next(t.shape[0] for t in tensors if t.name.endswith("ffn_gate.weight"))
     return GgufContent(

@@ -88,6 +88,7 @@ def run_show(name: str, *, as_json: bool) -> None:
             f"{what.family.value}, {what.architecture}, {what.parameters / 1e6:.0f} M weights",
         ),
         ("format", f"{what.format.value}, {what.weights}"),
+        ("base", f"{what.base.name} ({what.base.id})" if what.base else ""),
         ("context", f"{what.context_length} tokens"),
         ("size", format_bytes(artifact.size_bytes)),
         ("from", lineage.source or ", ".join(p.name for p in lineage.parents)),

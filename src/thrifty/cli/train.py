@@ -62,6 +62,7 @@ class Asked:
     seed: int
     resume: bool
     augment: str | None = None
+    adapter: bool = False
 
 
 def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
@@ -90,7 +91,7 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
         beta=BETA if asked.beta is None else asked.beta, sft_weight=asked.sft_weight or 0.0,
         checkpointing=asked.checkpointing, processes=asked.processes, ray=asked.ray, seed=asked.seed,
-        resume=asked.resume,
+        resume=asked.resume, adapter=asked.adapter,
         augment=rows.augment if asked.augment is None else parse_augmentation(asked.augment),
     )  # fmt: skip
     with show_progress() as on_progress:
@@ -185,6 +186,7 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
         "batch",
         "window",
         "augment",
+        "adapter",
         "ray",
     )
     home = find_home()

@@ -39,6 +39,14 @@ def train(
             "Default: 16; for distill 0."
         ),
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter",
+            help="Keep these changes as an adapter beside the base model, and do not merge them: a "
+            "version then takes megabytes.",
+        ),
+    ] = False,
     epochs: Annotated[
         float | None, typer.Option(help="How often the rows are read. Default: 3.")
     ] = None,
@@ -132,5 +140,6 @@ def train(
         micro_batch=micro_batch, window=window, held_out=held_out, teacher=teacher,
         teacher_model=teacher_model, teacher_key_env=teacher_key_env, checkpointing=checkpointing,
         processes=processes, ray=ray, seed=seed, resume=resume, augment=augment,
+        adapter=adapter,
     )  # fmt: skip
     run_train(asked, plot=plot, as_json=as_json)

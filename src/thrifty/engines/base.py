@@ -126,7 +126,7 @@ class Traits:
     speculation: frozenset[Speculation] = frozenset()
     """The ways of guessing tokens ahead that its option `speculation` takes, beside `none`."""
     adapters: bool = False
-    """Whether one replica serves several LoRA adapters of its model."""
+    """Whether it serves a LoRA adapter beside its base. Others get the adapter merged into it."""
     runtime_bytes: int = 0
     """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None

@@ -14,6 +14,7 @@ from thrifty.engines.openvino.adapter import read_note
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Logprobs, TokenScores, TopTokens
 from thrifty.evaluate.windows import TokenArray
+from thrifty.graphs.adapted import read_graph
 from thrifty.graphs.arithmetic import (
     REFERENCE_PROPERTIES,
     digest_features,
@@ -86,7 +87,7 @@ class OpenVinoScorer:
         if note.get("family") != "decoder":
             raise EvaluationError(f"{label} is an encoder; it predicts no next tokens")
         return cls(
-            ov.Core().read_model(folder / "openvino_model.xml"),
+            read_graph(folder),
             TextTokenizer.load(folder),
             label,
             identity,

@@ -257,7 +257,9 @@ class SchemeWeights:
 
     def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
-        return op.matmul(x, linear_weight(values, self._scheme), False, True)
+        found = op.matmul(x, linear_weight(values, self._scheme), False, True)
+        found.set_friendly_name(name)  # by which adapters find it
+        return found
 
     def table(self, name: str, values: FloatArray) -> Any:
         """See `Weights`."""

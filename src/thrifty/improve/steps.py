@@ -68,7 +68,7 @@ def train(turn: Turn) -> dict[str, Any]:
         lora_rank=LORA_RANK if settings.lora_rank is None else settings.lora_rank,
         window=settings.window, beta=BETA if settings.beta is None else settings.beta,
         sft_weight=settings.sft_weight if method is Method.DPO else 0.0,
-        processes=settings.processes, seed=settings.seed,
+        adapter=settings.adapter, processes=settings.processes, seed=settings.seed,
         augment=_find_augmentation(settings.augment),
     )  # fmt: skip
     try:

@@ -79,6 +79,11 @@ class ImproveTrainSpec(Section):
     lora_rank: Integer | None = Field(
         None, ge=0, le=1024, description="The rank of the low-rank changes; 0 trains all weights."
     )
+    adapter: bool = Field(
+        False,
+        description="Keep the low-rank changes as an adapter beside the base model, as `thrifty train "
+        "--adapter`, so that a version takes megabytes.",
+    )
     beta: Number | None = Field(
         None, gt=0, description="For `dpo` and `kto`: how much the model is held to what it was."
     )
@@ -101,6 +106,10 @@ class ImproveTrainSpec(Section):
     def _check(self) -> ImproveTrainSpec:
         if self.epochs is not None and self.minutes is not None:
             raise ValueError("has 'epochs' and 'minutes'; write one of them")
+        if self.adapter and self.lora_rank == 0:
+            raise ValueError(
+                "has 'adapter' and 'lora_rank: 0', which trains all weights; write one"
+            )
         return self
 
     @field_validator("augment")

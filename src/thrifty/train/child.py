@@ -1,6 +1,7 @@
 """The process that a training runs in, seen from inside.
 
-It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors and a report to
+It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors (with `"adapter": true` in the
+job only the low-rank changes) and a report to
 FOLDER/report.json. Each line of output is a JSON object: `{"progress": [step, done, total, unit]}`,
 `{"note": ...}` for what people should read, or `{"error": ...}` as the last one.
 """
@@ -24,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.lora import read_lora
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError, TrainingError
 from thrifty.evaluate.torch_model import load_torch_model
@@ -99,14 +101,7 @@ def run_job(
     state = trainer.state
     if not main or not ended:
         return
-    if settings.lora_rank:
-        lora.merge(model)
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    weights = {
-        name: tensor.detach().float().cpu()
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
+    weights = lora.extract(model) if job.get("adapter") else _read_weights(model, settings)
     write_tensors(folder / "trained.safetensors", weights)
     report = {
         **asdict(state), "best": state.best, "unit": objective.unit, "precision": precision,
@@ -117,15 +112,32 @@ def run_job(
     write_atomically(folder / "report.json", json.dumps(report))
 
 
+def _read_weights(model: Any, settings: LoopSettings) -> dict[str, Any]:
+    """All weights, with the low-rank changes merged into them."""
+    if settings.lora_rank:
+        lora.merge(model)
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    return {
+        name: tensor.detach().float().cpu()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
 def load_trained(
     folder: Path,
     settings: LoopSettings,
     kind: str = "AutoModelForCausalLM",
     *,
     freeze_embeddings: bool | None,
+    changes: str | None = None,
 ) -> Any:
-    """The model in `folder`, with gradients only for the weights that are trained."""
+    """The model in `folder`, with gradients only for the weights that are trained. `changes` is the
+    folder of an adapter that it begins with.
+    """
     model = load_torch_model(folder, f"the model in {folder}", kind)
+    if changes is not None:
+        lora.add(model, read_lora(Path(changes)))
     if settings.lora_rank:
         lora.attach(model, settings.lora_rank, settings.seed)
     elif freeze_embeddings:

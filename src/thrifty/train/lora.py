@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from thrifty.artifacts.lora import SCALE, Lora
+
 NOT_CHANGED = ("lm_head", "pooler")
-SCALE = 2.0
-"""The factor on the update: alpha divided by the rank."""
 
 
 class _LowRank(nn.Module):  # type: ignore[misc]  # torch's types are not read
@@ -51,6 +51,24 @@ def attach(model: Any, rank: int, seed: int) -> None:
         if isinstance(module, nn.Linear) and not any(part in name for part in NOT_CHANGED):
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, _LowRank(module, rank))
+
+
+def add(model: Any, changes: Lora) -> None:
+    """Add an adapter's changes to the weights."""
+    with torch.no_grad():
+        for name in changes.matrices:
+            weight = model.get_submodule(name).weight
+            weight += torch.from_numpy(changes.read_change(name)).to(weight)
+
+
+def extract(model: Any) -> dict[str, Any]:
+    """The matrices of the updates, as `register` reads them."""
+    return {
+        f"{name}.{part}": values.detach().float().cpu()
+        for name, module in model.named_modules()
+        if isinstance(module, _LowRank)
+        for part, values in (("down", module.down), ("up", module.up))
+    }
 
 
 def merge(model: Any) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.bases import find_base
 from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
@@ -32,14 +33,14 @@ from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.figures import summarize
 from thrifty.train.prepare import LOSSES, SOURCES, Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
-from thrifty.train.register import register_trained
+from thrifty.train.register import register_adapter, register_trained
 from thrifty.train.rows import (
     Method,
     digest_rows,
 )
 from thrifty.train.settings import IMPROVED_NOTHING, RowSettings, balance_weights
 from thrifty.train.trials import choose_augmentation
-from thrifty.types import Family, OnProgress, ignore_progress
+from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 VERSION = 2
 """Increase it when training changes, so that models are trained again."""
@@ -104,6 +105,8 @@ class TrainingRequest:
     learning_rate: float | None = None
     lora_rank: int = LORA_RANK
     """0 trains all weights."""
+    adapter: bool = False
+    """Keep the low-rank changes beside the base model, and do not merge them."""
     window: int | None = None
     """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
     batch: int | None = None
@@ -168,7 +171,15 @@ def train_model(
             f"{version.label} is {family.with_article}, which --method {request.method} does not "
             f"train; take {fitting}"
         )
-    plain = make_plain(store, version, artifact, on_progress)
+    if encoder and request.adapter:
+        raise TrainingError(
+            f"{version.label} is an encoder, whose changes are always merged; leave --adapter out"
+        )
+    # An adapter that becomes another one is trained as its base with its changes, so that no merged
+    # model is left in the store.
+    again = request.adapter and artifact.description.format is Format.ADAPTER
+    source = find_base(store, artifact) if again else (version, artifact)
+    plain = make_plain(store, *source, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
     if not encoder:
         try:
@@ -176,10 +187,11 @@ def train_model(
         except WireError as error:
             raise TrainingError(f"{version.label}: {error.message}") from None
     recipe = _describe(request, tokenizer)
-    made = store.find_made(plain[1].id, recipe)
+    made = store.find_made(artifact.id if request.adapter else plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
         return made
-    key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
+    made_from = artifact.id if again else plain[1].id
+    key = hashlib.sha256(json.dumps([made_from, recipe], sort_keys=True).encode()).hexdigest()
     folder = make_private_folder(home.trainings / key[:24])
     with lock_file(folder / "lock"):
         begun = (folder / "state.json", folder / "trials")
@@ -188,7 +200,8 @@ def train_model(
                 "there is no training to resume with this model, data and settings; leave out "
                 "--resume"
             )
-        work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note)
+        changes = str(store.folder_of(artifact.id)) if again else None
+        work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note, changes)
         choice = None
         if request.augment.auto:
             choice = choose_augmentation(
@@ -201,15 +214,15 @@ def train_model(
         if choice is not None:
             figures["augment"] = choice.as_dict()
         weights = SafetensorsFiles([folder / "trained.safetensors"])
-        found = register_trained(
-            store,
-            plain,
-            weights,
-            request.out,
-            recipe,
-            {**summarize(report), **figures},
-            on_progress,
-        )
+        figures = {**summarize(report), **figures}
+        if request.adapter:
+            found = register_adapter(
+                store, (version, artifact), plain, weights, request.out, recipe, figures
+            )
+        else:
+            found = register_trained(
+                store, plain, weights, request.out, recipe, figures, on_progress
+            )
     shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -225,6 +238,8 @@ class Work:
     began_s: float
     on_progress: OnProgress
     on_note: OnNote
+    changes: str | None = None
+    """The folder of the adapter that the model begins with."""
 
     @property
     def source(self) -> Path:
@@ -294,7 +309,8 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
     job = {
         "model": str(work.source), "pid": os.getpid(), "settings": asdict(settings),
-        "window": window, "limits": limits, **more,
+        "window": window, "limits": limits, "adapter": work.request.adapter,
+        "changes": work.changes, **more,
     }  # fmt: skip
     processes = work.request.processes
     return run_worker(
@@ -416,6 +432,11 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
 def _check(request: TrainingRequest) -> None:
     if request.epochs is not None and request.minutes is not None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.adapter and not request.lora_rank:
+        raise TrainingError(
+            "an adapter holds low-rank changes, and --lora-rank 0 trains all weights; leave one of "
+            "them out"
+        )
     if request.ray is not None and request.minutes is not None:
         raise TrainingError(
             "minutes are counted by a clock of this machine; set --epochs for a training on a Ray "
@@ -450,5 +471,6 @@ def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, A
         "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
         **{name: getattr(request, name) for name in asked},
         **({} if request.augment == AS_IT_IS else {"augment": request.augment.as_dict()}),
+        **({"adapter": True} if request.adapter else {}),
         **({} if request.processes == 1 else {"processes": request.processes}),
     }  # fmt: skip

@@ -31,7 +31,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         source = Path(job["model"])
         model = load_trained(
             source, settings, "AutoModel" if encoder else "AutoModelForCausalLM",
-            freeze_embeddings=settings.freezes_embeddings,
+            freeze_embeddings=settings.freezes_embeddings, changes=job.get("changes"),
         )  # fmt: skip
         learned = _read_learned(folder, job, settings)
         held_out = [example for row in read_examples(folder / HELD_OUT) for example in row]

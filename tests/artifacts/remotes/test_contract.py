@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
+from tests.artifacts.adapters import make_lora, put_adapter
+from tests.artifacts.models import Llama
 from tests.artifacts.remotes.places import Place, open_place
 from tests.artifacts.stored import blobs, put
 from thrifty.artifacts import Lineage, Parent, Store
+from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.remotes import look_up_remote, pull, push
 from thrifty.artifacts.sources import fetch_model, look_up_model
 from thrifty.errors import IntegrityError, RemoteError
@@ -261,3 +265,19 @@ def test_manifests_hold_no_paths_of_this_machine(
     push(store, "tiny", place.url)
     manifest = look_up_remote(other, place.reference("tiny", 1)).manifest
     assert str(tmp_path) not in msgspec.json.encode(manifest.version).decode()
+
+
+def test_an_adapter_takes_its_base_along(store: Store, other: Store, place: Place) -> None:
+    with store.stage("llama") as stage:
+        base = store.add(Llama().write_safetensors(stage / "model"), "llama", Lineage())
+    _, adapter = put_adapter(store, base, make_lora(store, base[1]))
+    pushed = push(store, "tuned", place.url)
+    assert pushed.moved_bytes == adapter.size_bytes + base[1].size_bytes
+    assert push(store, "tuned", place.url).moved_bytes == 0
+    pulled = pull(other, pushed.reference)
+    assert pulled.artifact == adapter
+    assert other.find("llama@v1")[1] == base[1]
+    other.verify(pulled.artifact, thorough=True)
+    name = "model.layers.0.mlp.up_proj.weight"
+    found = [load_decoder(one.folder_of(adapter.id)).tensors for one in (store, other)]
+    np.testing.assert_array_equal(found[0].read_tensor(name), found[1].read_tensor(name))

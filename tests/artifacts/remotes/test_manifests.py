@@ -68,6 +68,10 @@ def empty(manifest: dict[str, Any]) -> None:
         (lambda m: m["version"].update(artifact="0" * 24), "names another model"),
         (lambda m: m["version"].update(version=0), "names another model"),
         (lambda m: m["version"].update(name="../x"), "is not a model's name"),
+        (
+            lambda m: m["artifact"]["description"].update(base={"id": "../../x", "name": "x"}),
+            "its base has the id",
+        ),
         (lambda m: m.update(schema=2), "has the schema 2"),
         (lambda m: m.pop("artifact"), "is not a model's manifest"),
     ],

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.artifacts.adapters import make_lora, put_adapter
 from tests.artifacts.models import Llama, write_safetensors
+from tests.artifacts.vocabulary import make_gpt2_metadata
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.artifact import Artifact, Description, FileEntry
 from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
 from thrifty.engines.base import Served
 from thrifty.engines.machine import detect_machine
+from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.engines.vllm import packages
 from thrifty.engines.vllm.adapter import GPU_OPTIONS, VllmEngine
 from thrifty.engines.vllm.child import find_reason
@@ -316,3 +319,48 @@ def test_an_image_names_the_interpreter_that_has_vllm(
     launch = ENGINE.launch(served, store, 4321, [0], 1.0)
     assert json.loads(launch.command[-1])["vllm"]["command"][0] == "/usr/bin/vllm-python"
     assert not (tmp_path / "engines" / "vllm" / "bin").exists()
+
+
+@pytest.mark.parametrize("kind", [Format.SAFETENSORS, Format.GGUF])
+def test_a_stored_adapter_is_served_beside_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Format
+) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    monkeypatch.setenv(packages.PYTHON_VARIABLE, "/usr/bin/vllm-python")
+    store = Store(tmp_path / "models")
+    model, folder = Llama(vocab=300), tmp_path / "m"
+    if kind is Format.GGUF:
+        model.write_gguf(folder / "tiny.gguf", extra=make_gpt2_metadata(300))
+    else:
+        model.write_safetensors(folder)
+        (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    base = store.add(folder, "tiny", Lineage())
+    plain = make_plain(store, *base)
+    tuned = put_adapter(store, base, make_lora(store, base[1], rank=12))
+    spec = load_spec(flags={"engine.kind": "vllm", "engine.kv_cache": "64MB"}).spec
+    assert ENGINE.check(spec, tuned[1], LINUX) == []
+    served = ENGINE.prepare(spec, tuned, store, LINUX, ignore_progress)
+    assert (served.version, served.artifact) == (tuned[0].label, tuned[1].id)
+    assert served.revision != ENGINE.prepare(spec, plain, store, LINUX, ignore_progress).revision
+    given = json.loads(ENGINE.launch(served, store, 4321, [0], 1.0).command[-1])
+    command = given["vllm"]["command"]
+    assert command[command.index("--model") + 1] == str(store.folder_of(plain[1].id))
+    named = command[command.index("--lora-modules") + 1]
+    assert named == f"adapter={store.folder_of(tuned[1].id)}"
+    assert command[command.index("--max-lora-rank") + 1] == "16"
+    assert given["vllm"]["adapter"]
+    twice = find_problems(tuned[1], **{"engine.lora": str(store.folder_of(tuned[1].id))})
+    assert "names another one" in twice["model"]
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    monkeypatch.setenv(packages.PYTHON_VARIABLE, "/usr/bin/vllm-python")
+    store = Store(tmp_path / "models")
+    base = store.add(Llama().write_safetensors(tmp_path / "m"), "tiny", Lineage())
+    tuned = put_adapter(store, base, make_lora(store, base[1], rank=513))
+    spec = load_spec(flags={"engine.kind": "vllm"}).spec
+    with pytest.raises(FormatRefused, match=r"has the rank 513, and vLLM takes up to 512; merge"):
+        ENGINE.prepare(spec, tuned, store, LINUX, ignore_progress)

@@ -52,9 +52,10 @@ NO_FLAG = {"python", "memory_share", "kv_cache"}
 
 
 def build(**options: Any) -> list[str]:
+    lora = (Path(options["lora"]), 16) if "lora" in options else None
     return build_arguments(
-        VllmOptions(**options), Path("/models/one"), kv_bytes=10**9, memory_share=0.85,
-        lora_rank=16, draft=Path("/models/small"),
+        VllmOptions(**options), Path("/models/one"), kv_bytes=10**9, memory_share=0.85, lora=lora,
+        draft=Path("/models/small"),
     )  # fmt: skip
 
 

@@ -39,6 +39,10 @@ class NotThere(RemoteError):
         self.names = tuple(names)
 
 
+BASE = "base"
+"""The key of a model that adapters change, among what belongs to its artifact."""
+
+
 class Remote(Protocol):
     """A store elsewhere. All methods block and raise `RemoteError`; `RemoteAway` may pass."""
 
@@ -52,7 +56,9 @@ class Remote(Protocol):
         ...
 
     def prepared_entry(self, artifact_id: str, key: str) -> str:
-        """The key of the manifest of what was prepared of an artifact."""
+        """The key of the manifest of what was prepared of an artifact, or with the key `BASE` of itself,
+        where adapters that are there need it.
+        """
         ...
 
     def find_entry(self, reference: Reference) -> str:

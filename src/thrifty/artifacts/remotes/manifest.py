@@ -16,6 +16,7 @@ from thrifty.artifacts.artifact import (
     Lineage,
     NamedVersion,
     compute_id,
+    is_id,
     parse_label,
 )
 from thrifty.artifacts.measurements import Measurement
@@ -62,6 +63,9 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             f"{where} has the schema {manifest.schema}, and this Thrifty reads {SCHEMA}; update it"
         )
     _check_files(manifest.artifact.files, where)
+    base = manifest.artifact.description.base
+    if base is not None and not is_id(base.id):
+        raise IntegrityError(f"{where} is refused: its base has the id {base.id!r:.80}")
     if compute_id(manifest.artifact.files) != manifest.artifact.id:
         raise IntegrityError(f"{where} is damaged: its id does not match its files; push it again")
     if manifest.version.artifact != manifest.artifact.id or manifest.version.version < 1:

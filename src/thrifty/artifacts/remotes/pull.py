@@ -18,7 +18,7 @@ import msgspec
 
 from thrifty.artifacts.artifact import Artifact, FileEntry, Lineage, NamedVersion, parse_label
 from thrifty.artifacts.disk import try_hash
-from thrifty.artifacts.remotes.base import NotThere, Remote, RemoteAway
+from thrifty.artifacts.remotes.base import BASE, NotThere, Remote, RemoteAway
 from thrifty.artifacts.remotes.manifest import Manifest, parse_manifest
 from thrifty.artifacts.remotes.open import open_remote
 from thrifty.artifacts.remotes.reference import Reference, parse_reference
@@ -68,7 +68,28 @@ def pull(
     remote, entry, manifest = _read(parse_reference(url))
     pinned = remote.describe(entry)
     lineage = msgspec.structs.replace(manifest.version.lineage, requested=url, source=pinned)
+    _bring_base(store, remote, manifest.artifact, on_progress)
     return bring_in(store, remote, manifest, name or manifest.version.name, lineage, on_progress)
+
+
+def _bring_base(store: Store, remote: Remote, adapter: Artifact, on_progress: OnProgress) -> None:
+    """Bring the model that an adapter changes into the store, unless it is there."""
+    base = adapter.description.base
+    if base is None or store.has(base.id):
+        return
+    entry = remote.prepared_entry(base.id, BASE)
+    content = insist(lambda: remote.read_entry(entry))
+    if content is None:
+        raise RemoteError(
+            f"{remote.url} does not have the model that this adapter changes, {base.name} ({base.id}); "
+            "push the adapter again, which takes it along"
+        )
+    where = remote.describe(entry)
+    manifest = parse_manifest(content, where)
+    if manifest.artifact.id != base.id:
+        raise IntegrityError(f"{where} is another model than its key says; push the adapter again")
+    lineage = msgspec.structs.replace(manifest.version.lineage, source=where)
+    bring_in(store, remote, manifest, manifest.version.name, lineage, on_progress)
 
 
 def look_up_remote(store: Store, url: str) -> FoundRemote:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thrifty.artifacts.artifact import Artifact, FileEntry, NamedVersion, parse_label
+from thrifty.artifacts.bases import find_base
 from thrifty.artifacts.measurements import Measurement
-from thrifty.artifacts.remotes.base import Remote
+from thrifty.artifacts.remotes.base import BASE, Remote
 from thrifty.artifacts.remotes.manifest import (
     Manifest,
     encode_manifest,
@@ -55,8 +56,9 @@ def push(
     """Push `name` or `name@vN` to the remote `url`. Blocks. An interrupted push is resumed.
 
     `rename` is another name for it there, with or without a version: without one it gets the next
-    number. `verify` reads every blob back, and sends damaged ones again. Raises `RemoteError` if
-    another model has this version, and `ArtifactError` kinds.
+    number. `verify` reads every blob back, and sends damaged ones again. An adapter takes its base
+    along, unless that is there. Raises `RemoteError` if another model has this version, and
+    `ArtifactError` kinds.
     """
     reference = parse_root(url)
     version, artifact = store.find(label)
@@ -71,12 +73,27 @@ def push(
             entry = remote.entry_of(name, number)
             _require_same(remote, entry, artifact)
         moved, present = send_blobs(store, artifact, remote, verify, on_progress)
+        if artifact.description.base is not None:
+            base = _send_base(store, artifact, remote, verify, on_progress)
+            moved, present = moved + base[0], present + base[1]
         if entry is not None:
             manifest = make_manifest(version, artifact, measured, name=name, number=number)
             created = commit(remote, entry, manifest)
         else:
             entry, created = _commit_next(remote, version, artifact, measured, name)
     return Pushed(remote.describe(entry), artifact.id, moved, present, created)
+
+
+def _send_base(
+    store: Store, adapter: Artifact, remote: Remote, verify: bool, on_progress: OnProgress
+) -> tuple[int, int]:
+    """Send what an adapter changes, under its id; returns the bytes as `send_blobs` does."""
+    version, base = find_base(store, adapter)
+    with _lease(store, base):
+        sent = send_blobs(store, base, remote, verify, on_progress)
+        manifest = make_manifest(version, base, store.read_measurements(base.id))
+        commit(remote, remote.prepared_entry(base.id, BASE), manifest)
+    return sent
 
 
 def send_blobs(

@@ -82,7 +82,7 @@ class LlamaCppEngine:
     kind = "llamacpp"
     options = LlamaCppOptions
     traits = Traits(
-        formats=frozenset({Format.GGUF, Format.SAFETENSORS}),
+        formats=frozenset({Format.GGUF, Format.SAFETENSORS, Format.ADAPTER}),
         families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
@@ -338,7 +338,7 @@ def _find_model_fault(artifact: Artifact) -> str | None:
             f"the engine 'llamacpp' serves {description.family}s from GGUF alone; those from safetensors "
             "are served by the engine 'openvino'"
         )
-    if description.format is Format.SAFETENSORS and description.architecture not in DECODERS:
+    if description.format is not Format.GGUF and description.architecture not in DECODERS:
         return (
             f"safetensors of the architecture {description.architecture!r} cannot be written as GGUF; "
             f"these can: {', '.join(sorted(DECODERS))}. Name a GGUF of the model instead"

@@ -212,7 +212,7 @@ async def _finish(
         return
     ends = [
         *_read_named_ends(file),
-        *(read_ends(source) if artifact.description.format is Format.SAFETENSORS else ()),
+        *(() if artifact.description.format is Format.GGUF else read_ends(source)),
         *read_gguf_ends(file.metadata, file.path),
         *tokenizer.find_turn_ends(),
     ]
@@ -302,7 +302,7 @@ async def _write_tokenizer(
     source: Path, target: Path, artifact: Artifact, file: GgufFile, process: LlamaProcess
 ) -> TextTokenizer:
     """Write the tokenizer that cuts text as llama.cpp does. Raises `FormatRefused`."""
-    if artifact.description.format is Format.SAFETENSORS:
+    if artifact.description.format is not Format.GGUF:
         copy_tokenizer_files(source, target)
         kinds: tuple[str | None, ...] = ()
         await _check_tokens(TextTokenizer.load(target), file, process)

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.bases import load_base
 from thrifty.artifacts.checkpoint import DECODERS, ENCODERS, GGUF_DECODERS, RERANKERS
-from thrifty.artifacts.inspect import OPENVINO_NOTE, read_json
+from thrifty.artifacts.inspect import ADAPTER_WEIGHTS, OPENVINO_NOTE, read_json
+from thrifty.artifacts.lora import ADAPTER_FOLDER, read_config
 from thrifty.engines.base import (
     Capability,
     EngineLoad,
@@ -95,6 +97,7 @@ class OpenVinoEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         parks=True,
+        adapters=True,
         accepts_response_id=True,
         runtime_bytes=RUNTIME_BYTES,
         speculation=frozenset({"prompt_lookup"}),
@@ -128,6 +131,7 @@ class OpenVinoEngine:
             Capability("weights in 8 bits", True, speed),
             Capability("weights in 4 bits", True, speed),
             Capability("weights in 16 bits", True, "computed in float32 or bfloat16"),
+            Capability("LoRA adapters", True, "beside a base in 16, 8 or 4 bits"),
             Capability("static 8-bit activations (w8a8)", not static, static or "right here"),
             Capability("KV cache in 8 bits", True, "the default"),
             Capability("pickle (.bin, .pt)", False, "it can run code when it is read"),
@@ -203,7 +207,10 @@ class OpenVinoEngine:
 
             scheme = _choose_scheme(spec, artifact, machine)
             if spec.compress.quantize.scheme == "auto":
-                scheme = choose_scheme(self, store, artifact, machine).scheme
+                # An adapter shares the prepared base with it, so it takes what the base takes.
+                adapted = artifact.description.format is Format.ADAPTER
+                measured = load_base(store, artifact) if adapted else artifact
+                scheme = choose_scheme(self, store, measured, machine).scheme
             version, artifact = prepare_model(store, version, artifact, scheme, on_progress)
         note = read_note(store.folder_of(artifact.id))
         options = resolve(parse_options(self, spec), note).model_dump()
@@ -253,6 +260,7 @@ class OpenVinoEngine:
             kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
             eos_token_ids=tuple(note.get("eos_token_ids", ())),
             smaller_sizes=tuple(note.get("smaller_sizes", ())),
+            lora=find_lora(folder),
             needs_exact_sums=bool(SCHEMES.get(weights, SCHEMES["none"]).needs_one_of),
         )
         text = json.dumps(
@@ -308,7 +316,7 @@ def _format_fault(artifact: Artifact) -> str | None:
             "the checkpoint that it was made from, as safetensors or GGUF"
         )
     known = KNOWN[description.family]
-    if description.format is Format.SAFETENSORS and name not in known:
+    if description.format in (Format.SAFETENSORS, Format.ADAPTER) and name not in known:
         return (
             f"models of the architecture {name!r} cannot be served by the engine 'openvino'; "
             f"these can: {', '.join(sorted(known))}"
@@ -365,6 +373,12 @@ def _count_kv_blocks(
             "(engine.kv_cache), or a shorter engine.context"
         )
     return blocks
+
+
+def find_lora(folder: Path) -> tuple[str, float] | None:
+    """The file of the adapter that the model in `folder` is served with, and its scale."""
+    own = folder / ADAPTER_FOLDER
+    return (str(own / ADAPTER_WEIGHTS), read_config(own)[1]) if own.is_dir() else None
 
 
 def read_note(folder: Path) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class DecoderWorker:
         }
         if self._lookups is not None:
             properties["prompt_lookup"] = True
+        if settings.lora is not None:
+            path, scale = settings.lora
+            # As constants of the graph: GenAI sets what is a state only in `generate`, not in steps.
+            mode = genai.AdapterConfig.Mode.MODE_STATIC
+            properties["adapters"] = genai.AdapterConfig(genai.Adapter(path), scale, mode=mode)
         self._pipeline = genai.ContinuousBatchingPipeline(
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
         )

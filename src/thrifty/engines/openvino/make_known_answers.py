@@ -18,6 +18,7 @@ from thrifty.engines.known_answers import (
     list_known_pairs,
     write_known_answers,
 )
+from thrifty.graphs.adapted import read_graph
 from thrifty.graphs.arithmetic import REFERENCE_PROPERTIES
 from thrifty.graphs.decoder import make_inputs
 from thrifty.text.tokenizer import TextTokenizer
@@ -32,7 +33,7 @@ def make_known_answers(folder: Path, family: Family, context_length: int) -> Kno
     tokenizer = TextTokenizer.load(folder)
     most = min(MOST_TOKENS, max(1, context_length // 2))
     prompts = [tokenizer.encode(text)[:most] for text in TEXTS]
-    model = ov.Core().read_model(folder / "openvino_model.xml")
+    model = read_graph(folder)
     compiled = ov.Core().compile_model(model, "CPU", REFERENCE_PROPERTIES)
     request = compiled.create_infer_request()
     if family is Family.ENCODER:

@@ -9,6 +9,7 @@ a detokenizer that GenAI needs for structured output, a tiny model to compile gr
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from openvino.preprocess import PrePostProcessor
 from tokenizers import Tokenizer
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts.bases import find_base
 from thrifty.artifacts.checkpoint import (
     DecoderCheckpoint,
     DecoderShape,
@@ -27,8 +29,15 @@ from thrifty.artifacts.checkpoint import (
     load_encoder,
 )
 from thrifty.artifacts.embedding_sizes import read_smaller_sizes
-from thrifty.artifacts.inspect import OPENVINO_NOTE
+from thrifty.artifacts.inspect import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    OPENVINO_NOTE,
+    read_json,
+)
+from thrifty.artifacts.lora import ADAPTER_FOLDER
 from thrifty.artifacts.tokenizer_files import copy_tokenizer_files, write_tokenizer
+from thrifty.engines.known_answers import FILE as KNOWN_ANSWERS
 from thrifty.engines.openvino.make_known_answers import make_known_answers
 from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import ArtifactError, FormatRefused
@@ -37,9 +46,9 @@ from thrifty.graphs.encoder import build_encoder
 from thrifty.graphs.weights import Weights, choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.text.vocabulary import read_vocabulary
-from thrifty.types import Family, OnProgress
+from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 5
+RECIPE_VERSION = 6
 """Raised when the result changes, so that models are prepared again."""
 
 
@@ -72,15 +81,24 @@ def prepare_model(
     if made is not None and out in (None, made[0].name):
         return made
     needed = round(artifact.description.parameters * SCHEMES[scheme].bytes_per_weight)
+    own = weights is None and checkpoint is None
+    adapted = own and artifact.description.format is Format.ADAPTER
+    if adapted:
+        needed = artifact.size_bytes
     store.require_space(needed + 50_000_000, f"preparing {version.label}")
     name = version.name if scheme == "none" else f"{version.name}-{scheme}"
+    base = None
+    if adapted:
+        base = prepare_model(store, *find_base(store, artifact), scheme, on_progress)[1]
     with store.stage(f"openvino {artifact.id} {json.dumps(recipe, sort_keys=True)}") as folder:
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         source = store.folder_of(artifact.id)
         try:
-            if artifact.description.family is not Family.DECODER:
+            if base is not None:
+                _write_adapted(store.folder_of(base.id), source, target, artifact)
+            elif artifact.description.family is not Family.DECODER:
                 _write_encoder(source, target, artifact, scheme, on_progress)
             else:
                 _write_decoder(source, target, artifact, scheme, weights, checkpoint, on_progress)
@@ -129,6 +147,23 @@ def _write_decoder(
         },
     )  # fmt: skip
     make_known_answers(target, Family.DECODER, shape.context_length)
+
+
+def _write_adapted(base: Path, source: Path, target: Path, artifact: Artifact) -> None:
+    """Write a prepared base with an adapter: the same files, which the store keeps once, and the
+    adapter beside them.
+    """
+    shutil.copytree(
+        base, target, dirs_exist_ok=True, copy_function=os.link,
+        ignore=shutil.ignore_patterns("artifact.json", OPENVINO_NOTE, KNOWN_ANSWERS, ADAPTER_FOLDER),
+    )  # fmt: skip
+    (target / ADAPTER_FOLDER).mkdir()
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copyfile(source / name, target / ADAPTER_FOLDER / name)
+    note = read_json(base / OPENVINO_NOTE)
+    note["parameters"] = artifact.description.parameters
+    _write_json(target / OPENVINO_NOTE, note)
+    make_known_answers(target, Family.DECODER, int(note["context_length"]))
 
 
 def _write_encoder(

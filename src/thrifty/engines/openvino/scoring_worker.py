@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
-import openvino as ov
 
 from thrifty.engines.openvino.channel import Channel
 from thrifty.engines.openvino.messages import (
@@ -42,6 +41,7 @@ from thrifty.engines.openvino.messages import (
     last_line,
 )
 from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.graphs.adapted import read_graph
 from thrifty.graphs.arithmetic import limit_properties
 from thrifty.graphs.logits import LogitReader, Logits, find_largest
 from thrifty.graphs.paged import PAGE_TOKENS, PagedModel, count_pages
@@ -92,7 +92,7 @@ class ScoringWorker:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
             **limit_properties(),
         }
-        model = ov.Core().read_model(Path(settings.folder) / "openvino_model.xml")
+        model = read_graph(Path(settings.folder))
         vocab_size = int(model.output("logits").get_partial_shape()[2].get_length())
         self._model = PagedModel(model, options.kv_precision, properties)
         self._reader = LogitReader(vocab_size, properties)

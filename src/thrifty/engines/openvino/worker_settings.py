@@ -24,6 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...] = ()
     smaller_sizes: tuple[int, ...] = ()
     """What embeddings may be cut to."""
+    lora: tuple[str, float] | None = None
+    """The file of the adapter that answers are given with, and what its changes are multiplied by."""
     needs_exact_sums: bool = False
     """Whether the weights are in a scheme that some processors compute wrongly."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.bases import find_base, load_base
 from thrifty.artifacts.checkpoint import GGUF_DECODERS
 from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.look_only import NotMadeYet
@@ -28,11 +29,17 @@ from thrifty.engines.base import (
     parse_options,
 )
 from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.plain_checkpoint import RECIPE as PLAIN
 from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
 from thrifty.engines.vllm.backend import Settings
-from thrifty.engines.vllm.command_line import MODULE, build_arguments, build_environment
+from thrifty.engines.vllm.command_line import (
+    LORA_RANKS,
+    MODULE,
+    build_arguments,
+    build_environment,
+)
 from thrifty.engines.vllm.facts import (
     count_kv_bytes,
     find_kv_fault,
@@ -77,12 +84,13 @@ class VllmEngine:
     kind = "vllm"
     options = VllmOptions
     traits = Traits(
-        formats=frozenset({Format.SAFETENSORS, Format.GGUF}),
+        formats=frozenset({Format.SAFETENSORS, Format.GGUF, Format.ADAPTER}),
         families=frozenset({Family.DECODER}),
         schemes={"none": WeightScheme(2.0)},
         auto_schemes=("none",),
         auto_rank=3,
         find_absence=_find_absence,
+        adapters=True,
         speculation=frozenset({"prompt_lookup", "draft"}),
         tunable=TUNABLE,
         default_slots=VllmOptions().max_batch,
@@ -133,6 +141,7 @@ class VllmEngine:
                 f"{len(known['architectures'])} architectures, quantized ones too",
             ),
             Capability("decoders from GGUF", True, "converted to 16 bits once"),
+            Capability("LoRA adapters", True, f"beside their base, of a rank up to {LORA_RANKS[-1]}"),
             Capability("encoders and rerankers", False, "the engine 'openvino' serves them"),
             Capability("tensor parallelism", gpu, needs),
             Capability("sleep and wake", gpu, needs),
@@ -209,7 +218,11 @@ class VllmEngine:
             ask_version(Path(options.python))
         elif find_given_python() is None and not elsewhere:
             find_environment(find_home()).install_for(store, on_progress)
-        version, artifact = make_plain(store, version, artifact, on_progress)
+        if artifact.description.format is Format.ADAPTER:
+            read_lora(store.folder_of(artifact.id))
+            make_plain(store, *find_base(store, artifact), on_progress)
+        else:
+            version, artifact = make_plain(store, version, artifact, on_progress)
         if not store.has(artifact.id):
             raise NotMadeYet(None)  # a plan for a model that is not fetched yet
         context = options.context or artifact.description.context_length or None
@@ -239,8 +252,9 @@ class VllmEngine:
         )
 
     def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
-        """A checkpoint is its own."""
-        return artifact if artifact.description.format is Format.SAFETENSORS else None
+        """A checkpoint is its own, and so is an adapter."""
+        own = (Format.SAFETENSORS, Format.ADAPTER)
+        return artifact if artifact.description.format in own else None
 
     def launch(
         self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
@@ -248,7 +262,7 @@ class VllmEngine:
         """`python -m thrifty.engines.vllm`. Raises `EngineError`."""
         assert served.artifact is not None
         options = VllmOptions.model_construct(**served.options)
-        folder = store.folder_of(served.artifact)
+        folder, lora = _find_folders(store, served.artifact, options)
         python = _find_python(options)
         draft = store.folder_of(options.draft_model) if options.draft_model else None
         kv_bytes, share = options.kv_cache, None
@@ -259,7 +273,7 @@ class VllmEngine:
             kv_bytes = count_kv_bytes(folder, options.context or 0, free)
         arguments = build_arguments(
             options, folder, kv_bytes=kv_bytes, memory_share=share, draft=draft,
-            lora_rank=read_lora(Path(options.lora)).rank if options.lora else 0,
+            lora=(lora, read_lora(lora).rank) if lora else None,
         )  # fmt: skip
         settings = Settings(
             command=(str(python), "-m", MODULE, *arguments),
@@ -267,7 +281,7 @@ class VllmEngine:
                 find_home().root / "engines" / "vllm" / "cache", cores, sleep=options.sleep
             ),
             eos_token_ids=read_ends(folder),
-            adapter=options.lora is not None,
+            adapter=lora is not None,
             sleeps=options.sleep,
         )
         given = {
@@ -294,6 +308,23 @@ class VllmEngine:
     async def read_load(self, url: str) -> EngineLoad:
         """From the server's `/load`."""
         return await read_server_load(url)
+
+
+def _find_folders(store: Store, artifact_id: str, options: VllmOptions) -> tuple[Path, Path | None]:
+    """The folders of the checkpoint, and of the adapter if answers are given with one."""
+    artifact = store.load(artifact_id)
+    if artifact.description.format is not Format.ADAPTER:
+        return store.folder_of(artifact_id), Path(options.lora) if options.lora else None
+    base = load_base(store, artifact)
+    if base.description.format is not Format.SAFETENSORS:
+        made = store.find_made(base.id, PLAIN)
+        if made is None:
+            raise EngineError(
+                f"the checkpoint that was made of {base.id} is not in the store any more; prepare the "
+                "model again (thrifty apply)"
+            )
+        base = made[1]
+    return store.folder_of(base.id), store.folder_of(artifact.id)
 
 
 def _find_python(options: VllmOptions) -> Path:
@@ -338,6 +369,11 @@ def _find_model_fault(artifact: Artifact, options: VllmOptions) -> str | None:
     name = description.architecture
     if description.family is not Family.DECODER:
         return f"it is {description.family.with_article}; the engine 'openvino' serves those"
+    if description.format is Format.ADAPTER and options.lora is not None:
+        return (
+            "it is an adapter, and engine.lora names another one, and answers are given with one; "
+            "leave engine.lora out"
+        )
     if description.format is Format.OPENVINO:
         return (
             "it is prepared for OpenVINO already; name the checkpoint that it was made from "
@@ -364,7 +400,7 @@ def _check_memory(spec: Spec, options: VllmOptions, artifact: Artifact) -> list[
     free, copies = available_memory_bytes(), spec.replicas.count
     description = artifact.description
     weights = artifact.size_bytes
-    if description.format is Format.GGUF:
+    if description.format in (Format.GGUF, Format.ADAPTER):
         weights = 2 * description.parameters
     fixed = copies * (weights + RUNTIME_BYTES)
     if fixed > free:

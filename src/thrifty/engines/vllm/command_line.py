@@ -32,13 +32,13 @@ def build_arguments(
     *,
     kv_bytes: int | None,
     memory_share: float | None,
-    lora_rank: int = 0,
+    lora: tuple[Path, int] | None = None,
     draft: Path | None = None,
 ) -> list[str]:
     """What follows `python -m MODULE`, but for the socket (`SOCKET`).
 
     `kv_bytes` is the size of the KV cache, and `memory_share` that of a GPU's memory; None leaves
-    either to vLLM. `lora_rank` belongs to the adapter in `options`, and `draft` is the folder of
+    either to vLLM. `lora` is the folder of the adapter and its rank, and `draft` is the folder of
     the model that guesses.
     """
     given = {
@@ -76,10 +76,10 @@ def build_arguments(
         switches.append("--enforce-eager")
     if options.sleep:
         switches.append("--enable-sleep-mode")
-    if options.lora is not None:
+    if lora is not None:
         switches.append("--enable-lora")
-        given["--lora-modules"] = f"{ADAPTER}={options.lora}"
-        given["--max-lora-rank"] = str(next(rank for rank in LORA_RANKS if rank >= lora_rank))
+        given["--lora-modules"] = f"{ADAPTER}={lora[0]}"
+        given["--max-lora-rank"] = str(next(rank for rank in LORA_RANKS if rank >= lora[1]))
     return [part for item in given.items() for part in item] + switches
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import stop_tokens
-from thrifty.artifacts.inspect import read_json
+from thrifty.artifacts.inspect import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from thrifty.artifacts.lora import read_config
 from thrifty.artifacts.settings import read_integer, read_token_ids
 from thrifty.engines.vllm.command_line import LORA_RANKS
-from thrifty.errors import EngineError, FormatRefused, IntegrityError
+from thrifty.errors import EngineError, FormatRefused
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.units import format_bytes
 
@@ -20,8 +21,6 @@ AUTO_KV_SHARE = 0.25
 AUTO_KV_CONTEXTS = 16
 """... and at most this many full contexts."""
 LEAST_KV_BYTES = 64_000_000
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -91,24 +90,14 @@ def _count_bytes_per_token(config: dict[str, Any], path: Path) -> int:
 
 def read_lora(folder: Path) -> Lora:
     """The adapter in `folder`. Raises `FormatRefused` for none that vLLM loads safely."""
-    config_path, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
-    if not config_path.exists() or not weights.exists():
-        raise FormatRefused(
-            f"{folder} holds no LoRA adapter: it needs {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} "
-            "(adapters as .bin are pickle, which can run code)"
-        )
-    config = read_json(config_path)
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise FormatRefused(f"{config_path} is of the type {kind!r}; LORA adapters can be served")
-    try:
-        rank = read_integer(config, "r", config_path, least=1)
-    except IntegrityError as error:
-        raise FormatRefused(str(error)) from None
+    rank, _ = read_config(folder)
     if rank > LORA_RANKS[-1]:
-        raise FormatRefused(f"{config_path} has the rank {rank}; vLLM takes up to {LORA_RANKS[-1]}")
+        raise FormatRefused(
+            f"{folder / ADAPTER_CONFIG} has the rank {rank}, and vLLM takes up to {LORA_RANKS[-1]}; "
+            "merge it into its base (thrifty train without --adapter), or train one of a lower rank"
+        )
     digest = hashlib.sha256()
-    for path in (config_path, weights):
-        with path.open("rb") as file:
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return Lora(rank, digest.hexdigest())
