@@ -11,6 +11,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -89,6 +90,8 @@ def describe_type(field: FieldInfo) -> str:
             annotation = get_args(annotation)[0]
         if get_origin(annotation) is Literal:
             return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return ", ".join(f"`{one.value}`" for one in annotation)
     names: dict[Any, str] = {str: "text", int: "number", float: "number", bool: "`true` or `false`"}
     if get_origin(annotation) is dict:
         return "mapping"
