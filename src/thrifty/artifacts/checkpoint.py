@@ -138,8 +138,8 @@ class EncoderCheckpoint:
 
 
 def load_decoder(folder: Path) -> DecoderCheckpoint:
-    """Load the decoder in `folder` from GGUF or safetensors; of an adapter, its base with the changes
-    merged into the weights as they are read.
+    """Load the decoder in `folder` from GGUF or safetensors; of an adapter, its base with the
+    changes merged into the weights as they are read.
 
     Raises `FormatRefused` for an unsupported architecture or setting, and `IntegrityError` for a
     damaged file or an adapter without its base.

@@ -52,8 +52,8 @@ class Lora:
 
 
 def read_config(folder: Path) -> tuple[int, float]:
-    """The rank and the scale of the adapter in `folder`. Raises `FormatRefused` for none that is read
-    safely and can be served.
+    """The rank and the scale of the adapter in `folder`. Raises `FormatRefused` for none that is
+    read safely and can be served.
     """
     path = folder / ADAPTER_CONFIG
     if not path.exists() or not (folder / ADAPTER_WEIGHTS).exists():
@@ -115,8 +115,8 @@ def read_lora(folder: Path) -> Lora:
 
 
 def write_lora(folder: Path, lora: Lora, base: Parent, described: Description) -> None:
-    """Write an adapter in 16 bits. `base` is the model that it changes, and `described` describes that
-    as a checkpoint.
+    """Write an adapter in 16 bits. `base` is the model that it changes, and `described` describes
+    that as a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     alpha = lora.scale * lora.rank
@@ -143,7 +143,7 @@ def write_lora(folder: Path, lora: Lora, base: Parent, described: Description) -
 
 
 def join(first: Lora, second: Lora) -> Lora:
-    """One adapter that changes what both do: of the sum of their ranks, with the scale of the second.
+    """One adapter that changes what both do: of the sum of their ranks, with the second's scale.
 
     A matrix that only one of them changes gets zeros for the other.
     """

@@ -1,8 +1,8 @@
 """The process that a training runs in, seen from inside.
 
-It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors (with `"adapter": true` in the
-job only the low-rank changes) and a report to
-FOLDER/report.json. Each line of output is a JSON object: `{"progress": [step, done, total, unit]}`,
+It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors, with
+`"adapter": true` in the job only the low-rank changes, and a report to FOLDER/report.json. Each
+line of output is a JSON object: `{"progress": [step, done, total, unit]}`,
 `{"note": ...}` for what people should read, or `{"error": ...}` as the last one.
 """
 

@@ -22,8 +22,8 @@ from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.types import Family, OnProgress
 
 MOST_RANK = 128
-"""An adapter that holds the changes of an earlier one has their ranks together. Beyond this it would
-cost more to serve than it saves, and the merged model becomes the base.
+"""An adapter that holds the changes of an earlier one has their ranks together. Beyond this it
+would cost more to serve than it saves, and the merged model becomes the base.
 """
 
 
@@ -36,9 +36,9 @@ def register_adapter(
     recipe: dict[str, Any],
     report: dict[str, Any],
 ) -> tuple[NamedVersion, Artifact]:
-    """Add an adapter with its trained matrices to the store, as `out`. `source` is what was trained:
-    of an adapter, the new one has the same base and holds the changes of both. `plain` is the base as
-    a checkpoint. Raises the store's errors.
+    """Add an adapter with its trained matrices to the store, as `out`. `source` is what was
+    trained: of an adapter, the new one has the same base and holds the changes of both. `plain` is
+    the base as a checkpoint. Raises the store's errors.
     """
     version, artifact = source
     lora = _read_lora(weights)

@@ -56,8 +56,8 @@ class Remote(Protocol):
         ...
 
     def prepared_entry(self, artifact_id: str, key: str) -> str:
-        """The key of the manifest of what was prepared of an artifact, or with the key `BASE` of itself,
-        where adapters that are there need it.
+        """The key of the manifest of what was prepared of an artifact, or with the key `BASE` of
+        itself, where adapters that are there need it.
         """
         ...
 
