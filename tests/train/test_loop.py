@@ -12,9 +12,11 @@ import pytest
 torch = pytest.importorskip("torch")
 accelerate = pytest.importorskip("accelerate")
 
+from safetensors import SafetensorError  # noqa: E402
+
 from thrifty.errors import TrainingError  # noqa: E402
 from thrifty.train import lora  # noqa: E402
-from thrifty.train.loop import Trainer  # noqa: E402
+from thrifty.train.loop import Trainer, write_tensors  # noqa: E402
 from thrifty.train.settings import LoopSettings  # noqa: E402
 from thrifty.train.state import Objective  # noqa: E402
 
@@ -158,3 +160,18 @@ def test_lora_computes_with_the_frozen_matrix_of_autocast() -> None:
         lora.merge(model)
     assert not torch.equal(model[0].weight, before)
     assert torch.allclose(model(x), after, atol=1e-5)
+
+
+def test_a_disk_that_is_full_is_said_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    before = (tmp_path / "a.safetensors").read_bytes()
+
+    def fill(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("thrifty.train.loop.save_file", fill)
+    with pytest.raises(TrainingError, match=r"No space left .* the same command goes on"):
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    assert (tmp_path / "a.safetensors").read_bytes() == before

@@ -126,7 +126,7 @@ def show_progress() -> Iterator[OnProgress]:
 
 class _PlainProgress:
     def __init__(self) -> None:
-        self._step = ""
+        self._step = self._line = ""
         self._shown_s = 0.0
 
     def show(self, step: Step) -> None:
@@ -135,7 +135,10 @@ class _PlainProgress:
         if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S and not ended:
             return
         self._step, self._shown_s = step.step, now_s
-        err.print(f"{_say(step)} {_amount(step)}".rstrip())
+        line = f"{_say(step)} {_amount(step)}".rstrip()
+        if line != self._line:
+            self._line = line
+            err.print(line)
 
 
 def _say(step: Step) -> str:

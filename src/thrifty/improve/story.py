@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select
@@ -111,7 +112,9 @@ def _list_data(home: Home, lineage: list[NamedVersion]) -> list[dict[str, Any]]:
             sources = list(open_set(home.datasets, named).manifest.get("sources", ()))
             here = True
         except DataError:
-            sources, here = [], False
+            # A file of rows is no built set.
+            paths = one.lineage.figures.get("data_paths") or ()
+            sources, here = [], bool(paths) and all(Path(path).is_file() for path in paths)
         found.append({"name": named, "rows": count, "here": here, "sources": sources})
     return found
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from thrifty.errors import TrainingError
@@ -475,6 +476,12 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
-    """Write a safetensors file atomically."""
-    with replace_atomically(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    """Write a safetensors file atomically. Raises `TrainingError` where it cannot be written."""
+    try:
+        with replace_atomically(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} cannot be written: {error}. The last state stays; free some space, and the same "
+            "command goes on from it"
+        ) from None

@@ -309,7 +309,7 @@ def _find_file(
     on_progress: OnProgress,
     kinds: Sequence[str] = ("sft", "text"),
 ) -> DataFile:
-    """A set, a file, or what a built data set of one of the kinds holds out (else its first rows)."""
+    """A set, a file, or what a built set of one of the kinds holds out (else its first rows)."""
     problem = describe_missing(named)
     if problem is None:
         return find_data(named, home.data, store, on_progress)
