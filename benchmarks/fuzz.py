@@ -124,6 +124,8 @@ class Maker:
             (12, lambda: ("POST", "/v1/completions",
                           {"model": model, "prompt": text, "max_tokens": 4, **extra}, kind)),
             (4, lambda: ("POST", "/v1/embeddings", {"model": model, "input": [text]}, kind)),
+            (2, lambda: ("POST", "/v1/rerank",
+                         {"model": model, "query": text, "documents": [text], **extra}, kind)),
             (6, lambda: ("POST", "/tokenize", {"model": model, "prompt": text}, kind)),
             (4, lambda: ("POST", "/v1/files", *_make_form(rng, tenant))),
             (4, lambda: ("POST", "/v1/batches", {

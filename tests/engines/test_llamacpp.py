@@ -183,6 +183,15 @@ class TestPrepare:
         with pytest.raises(FormatRefused, match=r"'deepseek-llm'.*cannot reproduce"):
             prepare(store, write(tmp_path / "n.gguf", pre="deepseek-llm"))
 
+    def test_tokenizer_that_composes_characters_is_served(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        """llama.cpp leaves that out, and gets tokens in place of texts."""
+        served = prepare(store, write(tmp_path / "m.gguf", pre="qwen2"))
+        assert served.artifact is not None
+        tokenizer = TextTokenizer.load(store.folder_of(served.artifact))
+        assert tokenizer.encode("e\u0301") == tokenizer.encode("é")
+
     def test_kv_cache_beyond_the_memory_is_refused(self, store: Store, tmp_path: Path) -> None:
         machine = dataclasses.replace(detect_machine(), memory_bytes=1_000_000)
         path = write(tmp_path / "m.gguf")

@@ -102,8 +102,8 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The dimensions and constants of a BERT-like encoder, and its pooling: `mean`, `cls`, or `rank` for
-    rerankers, which give one logit.
+    """The dimensions and constants of a BERT-like encoder, and its pooling: `mean`, `cls`, or
+    `rank` for rerankers, which give one logit.
     """
 
     architecture: str

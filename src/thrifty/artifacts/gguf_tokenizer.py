@@ -1,9 +1,9 @@
 """Convert the tokenizer in a GGUF to a `tokenizer.json` for the tokenizers library.
 
 Byte-level BPE (`gpt2`) needs its merges, its pre-tokenizer (`pre`) and its special tokens.
-SentencePiece BPE (`llama`) has scores instead of merges, and so has the unigram of XLM-RoBERTa (`t5`).
-Unknown pre-tokenizers are refused, because a tokenizer that is slightly wrong makes a model worse
-without any sign of it.
+SentencePiece BPE (`llama`) has scores instead of merges, and so has the unigram of XLM-RoBERTa
+(`t5`). Unknown pre-tokenizers are refused, because a tokenizer that is slightly wrong makes a model
+worse without any sign of it.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def _build_wordpiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def _build_unigram(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    """The SentencePiece unigram of XLM-RoBERTa, whose table of characters makes all white space spaces."""
+    """The SentencePiece unigram of XLM-RoBERTa, whose table of characters makes spaces of all white
+    space.
+    """
     scores = file.metadata.get("tokenizer.ggml.scores")
     if not scores:
         raise IntegrityError(f"{file.path} contains a unigram vocabulary without scores")

@@ -121,8 +121,8 @@ def read_architecture(config: dict[str, Any]) -> str:
 
 
 def read_first_position(config: dict[str, Any], path: Path) -> int:
-    """The position of a text's first token, by a `config.json` at `path`: RoBERTa's models leave those
-    up to the padding token's id unused.
+    """The position of a text's first token, by a `config.json` at `path`: RoBERTa's models leave
+    those up to the padding token's id unused.
     """
     if "Roberta" not in read_architecture(config):
         return 0

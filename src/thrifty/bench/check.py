@@ -143,8 +143,8 @@ async def measure_texts(
     words: int = PROMPT_TOKENS,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[int, float]:
-    """Measure how many texts per second, of `words` words each, an encoder embeds or a reranker ranks,
-    by the number of texts in a request.
+    """Measure how many texts per second, of `words` words each, an encoder embeds or a reranker
+    ranks, by the number of texts in a request.
 
     Sends one request at a time. Raises `BenchError`.
     """

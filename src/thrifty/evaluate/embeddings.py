@@ -28,8 +28,8 @@ from thrifty.evaluate.windows import digest_file, read_texts
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 
-CHUNK = 256
-"""Texts between two syncs to disk."""
+CHUNK = 64
+"""Texts between two syncs to disk, and between two reports of progress."""
 PASSAGE_CHARS = 240
 """Plain text is split after the first sentence that ends beyond this many characters."""
 SAMPLE = 512

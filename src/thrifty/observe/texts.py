@@ -70,7 +70,8 @@ def make_texts(
     streamed: bool = False,
     prepare: Prepare | None = None,
 ) -> Texts | None:
-    """The texts of one response; None if there are none to record (embeddings, rankings, tokenization).
+    """The texts of one response; None if there are none to record (embeddings, rankings,
+    tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
     event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `prepare`

@@ -64,7 +64,9 @@ _decode_choices: dict[Endpoint, Callable[[bytes], _ChatAnswer | _TextAnswer]] = 
 
 
 def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
-    """Whether `body` is a whole answer of an endpoint, with `count` choices, embeddings or results."""
+    """Whether `body` is a whole answer of an endpoint, with `count` choices, embeddings or
+    results.
+    """
     try:
         body.decode()
         if endpoint is Endpoint.EMBEDDINGS:
