@@ -2,7 +2,7 @@
 are kept.
 
 The request path only notes clock readings, and nothing at all where traces are off. Spans are made
-of them after the answer, on another thread (`observe/otlp`).
+of them after the answer, in the recorder's process (`observe/otlp`).
 
 A share of the traces is kept by chance, decided when a request comes, so that replicas that trace
 keep the same ones. What a client's `traceparent` says of it is followed. Of the others, those are
@@ -16,6 +16,8 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import msgspec
 
 TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
@@ -39,40 +41,30 @@ class Wait(NamedTuple):
     ended_s: float
 
 
-class Attempt:
+class Attempt(msgspec.Struct, array_like=True, gc=False):
     """One request to a replica."""
 
-    __slots__ = ("ended_s", "error", "replica", "sent_s", "span_id", "version")
-
-    def __init__(self, span_id: str, replica: str, version: str, sent_s: float) -> None:
-        self.span_id = span_id
-        self.replica = replica
-        self.version = version
-        self.sent_s = sent_s
-        self.ended_s = 0.0
-        """0 while it has not failed."""
-        self.error: str | None = None
+    span_id: str
+    replica: str
+    version: str
+    sent_s: float
+    ended_s: float = 0.0
+    """0 while it has not failed."""
+    error: str | None = None
 
 
-class Trace:
+class Trace(msgspec.Struct, array_like=True, gc=False):
     """What one request notes on its way."""
 
-    __slots__ = (
-        "admitted_s", "attempts", "parent_id", "sampled", "span_id", "state", "trace_id", "waits",
-    )  # fmt: skip
-
-    def __init__(
-        self, trace_id: str, parent_id: str | None, state: bytes, *, sampled: bool
-    ) -> None:
-        self.trace_id = trace_id
-        self.span_id = _make_span_id()
-        self.parent_id = parent_id
-        self.state = state
-        self.sampled = sampled
-        self.admitted_s = 0.0
-        """When the request had been found valid, and the cache was asked."""
-        self.waits: list[Wait] = []
-        self.attempts: list[Attempt] = []
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    state: bytes
+    sampled: bool
+    admitted_s: float = 0.0
+    """When the request had been found valid, and the cache was asked."""
+    waits: list[Wait] = []
+    attempts: list[Attempt] = []
 
     def note_wait(self, name: str, began_s: float) -> None:
         """Note a wait that ends now."""
@@ -140,10 +132,11 @@ class Tracer:
         parent = _read_parent(given) if given is not None else None
         if parent is None:
             trace_id = f"{random.getrandbits(128):032x}"
-            return Trace(trace_id, None, b"", sampled=int(trace_id[18:], 16) < self._bound)
+            sampled = int(trace_id[18:], 16) < self._bound
+            return Trace(trace_id, _make_span_id(), None, b"", sampled)
         trace_id, parent_id, flagged = parent
         sampled = flagged or int(trace_id[18:], 16) < self._bound
-        return Trace(trace_id, parent_id, read_state(headers), sampled=sampled)
+        return Trace(trace_id, _make_span_id(), parent_id, read_state(headers), sampled)
 
     def keeps(self, trace: Trace, *, notable: bool) -> bool:
         """Whether the trace of a request that has ended is kept. `notable` are those that failed,

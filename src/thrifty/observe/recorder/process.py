@@ -1,0 +1,31 @@
+"""The recorder's process: takes lines at a socket, and writes what is left when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+from thrifty.http.process import run_process
+from thrifty.observe.recorder.recorder import Recorder
+from thrifty.observe.settings import RecorderSettings
+
+log = logging.getLogger(__name__)
+
+
+def run_recorder(settings: RecorderSettings, descriptor: int) -> int:
+    """Record until SIGTERM or SIGINT; `descriptor` is of a socket that listens. Returns the exit
+    status.
+    """
+
+    async def main(stopping: asyncio.Event) -> int:
+        secret = bytes.fromhex(os.environ.get(settings.id_secret_env, ""))
+        recorder = Recorder(settings, os.environ[settings.database_url_env], secret)
+        await recorder.start(socket.socket(fileno=descriptor))
+        log.info("recording")
+        await stopping.wait()
+        await recorder.stop()
+        return 0
+
+    return run_process(main)
