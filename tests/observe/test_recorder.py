@@ -22,9 +22,9 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
+from tests import parts
 from tests.db.databases import KINDS, open_kind
 from tests.db.test_database import row, url
-from tests.parts import until
 from thrifty.db import Database, open_database
 from thrifty.db.request_log import COLUMNS
 from thrifty.db.tables import request_texts, requests
@@ -39,6 +39,7 @@ from thrifty.observe.recorder.sockets import connect_to, listen_at
 from thrifty.observe.settings import ObserveSettings, OtlpSettings, RecorderSettings
 from thrifty.observe.trace import Ended, Trace
 
+until = functools.partial(parts.until, timeout_s=120.0)
 MAIL = "ann.example@example.com"
 ENDPOINT = "/v1/chat/completions"
 
@@ -126,7 +127,7 @@ def texts(question: str) -> RawTexts:
 def ended(*, notable: bool = False) -> Ended:
     values: dict[str, Any] = dict.fromkeys(COLUMNS)
     values |= {"at_s": 1e9, "endpoint": ENDPOINT, "status": 200, "cache": "miss"}
-    trace = Trace("a" * 32, "b" * 16, None, b"", True)
+    trace = Trace("a" * 32, None, b"", True)
     return Ended(trace, tuple(values.values()), "id", 1.0, 1.1, 1.2, 1.4, 1.5, "", notable)
 
 
@@ -249,12 +250,12 @@ async def test_a_database_that_is_away_delays_rows_and_loses_none(tmp_path: Path
             locker.execute("BEGIN EXCLUSIVE")
             for number in range(6000):
                 line.put(row(f"{number:04d}"))
-            await until(lambda: line.state.health is not LogHealth.OK, 60.0)
-            await until(lambda: read(metrics, "database_up") == 0, 60.0)
+            await until(lambda: line.state.health is not LogHealth.OK)
+            await until(lambda: read(metrics, "database_up") == 0)
             assert "lock" in line.state.reason
             locker.execute("ROLLBACK")
             locker.close()
-            await until(lambda: read(metrics, "log_rows_written_total") == 6001, 60.0)
+            await until(lambda: read(metrics, "log_rows_written_total") == 6001)
             assert read(metrics, "database_up") == 1
             assert read(metrics, "log_rows_dropped_total", reason="queue_full") == 0
     database = open_database(url(tmp_path), migrate=False)
@@ -321,7 +322,7 @@ async def test_texts_whose_names_cannot_be_found_are_left_out_and_counted(tmp_pa
     ) as recorder:
         async with line_to(recorder) as (line, metrics):
             line.put(row("a"), texts("My name is Ann."))
-            await until(lambda: read(metrics, "log_rows_written_total") == 1, 60.0)
+            await until(lambda: read(metrics, "log_rows_written_total") == 1)
             assert read(metrics, "log_texts_lost_total") == 1
     with database.begin() as connection:
         assert not connection.execute(select(request_texts.c.id)).all()

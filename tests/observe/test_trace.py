@@ -103,7 +103,6 @@ def attributes(span: Span) -> dict[str, Any]:
 def test_no_header_breaks_a_trace(given_parent: bytes) -> None:
     trace = Tracer(1.0, 1.0, lambda ended: None).begin({b"traceparent": given_parent})
     assert len(trace.trace_id) == 32
-    assert len(trace.span_id) == 16
     assert int(trace.trace_id, 16)
 
 

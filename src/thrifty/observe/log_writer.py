@@ -157,8 +157,9 @@ class LogWriter:
         waiting = self._count_waiting()
         if waiting >= QUEUE_ROWS // 2 and self._full_since_s is None:
             self._full_since_s = time.time()
-        with self._lock:
-            self._text_bytes += text_bytes
+        if text_bytes:
+            with self._lock:
+                self._text_bytes += text_bytes
         self._queue.append(_Waiting(row, make_text, text_bytes, tally))
         if waiting + 1 == BATCH_ROWS:
             self._wake.set()
@@ -227,34 +228,28 @@ class LogWriter:
     def _take_batch(self) -> None:
         """Move rows from the queue into the batch, and make their texts."""
         chars, until_s = 0, time.monotonic() + BATCH_S
-        while (
-            self._queue
-            and len(self._batch) < BATCH_ROWS
-            and chars <= BATCH_TEXT_CHARS
-            and time.monotonic() < until_s
-        ):
-            # Rather rows without texts than no rows.
-            crowded = (
-                self._count_waiting() > QUEUE_ROWS // 2 or time.monotonic() > self._texts_until_s
-            )
+        while self._queue and len(self._batch) < BATCH_ROWS:
             row, make_text, text_bytes, tally = self._queue.popleft()
-            if text_bytes:
+            text = None
+            if make_text is not None:
                 with self._lock:
                     self._text_bytes -= text_bytes
-            if make_text is not None and crowded:
-                make_text = None
-                self._note_crowded(tally)
-            text = self._make_text(make_text, tally)
+                text = self._make_text(make_text, tally)
+                chars += len(text[0]) + len(text[1]) if text is not None else 0
             if self._redactor is not None and row[_TAGS] is not None:
                 row = self._redact_tags(row, self._redactor)
             self._batch.append(Entry(row, text, tally))
-            chars += len(text[0]) + len(text[1]) if text is not None else 0
+            is_slow = make_text is not None or row[_TAGS] is not None
+            if is_slow and (chars > BATCH_TEXT_CHARS or time.monotonic() >= until_s):
+                return
 
-    def _make_text(
-        self, make_text: MakeTexts | None, tally: Tally
-    ) -> tuple[str, str, str | None] | None:
+    def _make_text(self, make_text: MakeTexts, tally: Tally) -> tuple[str, str, str | None] | None:
+        # Rather rows without texts than no rows.
+        if self._count_waiting() >= QUEUE_ROWS // 2 or time.monotonic() > self._texts_until_s:
+            self._note_crowded(tally)
+            return None
         try:
-            return None if make_text is None else make_text()
+            return make_text()
         except RedactionError as error:
             self._count_lost_texts(tally, 1)
             self._log_once("redaction", f"texts of requests are not recorded: {error}")

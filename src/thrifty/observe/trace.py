@@ -25,6 +25,7 @@ MAX_STATE_BYTES = 512
 """What W3C has every participant pass on at least; a longer `tracestate` is left out."""
 _ZERO_TRACE, _ZERO_SPAN = "0" * 32, "0" * 16
 _RANDOM_BITS = 56
+_RANDOM_MASK = 2**_RANDOM_BITS - 1
 """The last bits of a trace id are random, by W3C's second level; they decide what is kept."""
 MAX_STEPS = 64
 """Bound on what one request adds to its trace, however often it is retried."""
@@ -57,7 +58,6 @@ class Trace(msgspec.Struct, array_like=True, gc=False):
     """What one request notes on its way."""
 
     trace_id: str
-    span_id: str
     parent_id: str | None
     state: bytes
     sampled: bool
@@ -73,7 +73,7 @@ class Trace(msgspec.Struct, array_like=True, gc=False):
 
     def begin_attempt(self, replica: str, version: str) -> bytes:
         """Note that a request goes to a replica now; returns the header lines that it carries."""
-        span_id = _make_span_id()
+        span_id = make_span_id()
         if len(self.attempts) < MAX_STEPS:
             self.attempts.append(Attempt(span_id, replica, version, time.perf_counter()))
         line = f"traceparent: 00-{self.trace_id}-{span_id}-{self.sampled:02x}\r\n".encode()
@@ -131,12 +131,11 @@ class Tracer:
         given = headers.get(TRACEPARENT)
         parent = _read_parent(given) if given is not None else None
         if parent is None:
-            trace_id = f"{random.getrandbits(128):032x}"
-            sampled = int(trace_id[18:], 16) < self._bound
-            return Trace(trace_id, _make_span_id(), None, b"", sampled)
+            number = random.getrandbits(128) or 1
+            return Trace(f"{number:032x}", None, b"", number & _RANDOM_MASK < self._bound)
         trace_id, parent_id, flagged = parent
         sampled = flagged or int(trace_id[18:], 16) < self._bound
-        return Trace(trace_id, _make_span_id(), parent_id, read_state(headers), sampled)
+        return Trace(trace_id, parent_id, read_state(headers), sampled)
 
     def keeps(self, trace: Trace, *, notable: bool) -> bool:
         """Whether the trace of a request that has ended is kept. `notable` are those that failed,
@@ -180,5 +179,6 @@ def _read_parent(given: bytes) -> tuple[str, str, bool] | None:
     return trace_id, span_id, bool(int(match[4], 16) & 1)
 
 
-def _make_span_id() -> str:
+def make_span_id() -> str:
+    """The id of a span, in hex."""
     return f"{random.getrandbits(64) or 1:016x}"

@@ -54,26 +54,27 @@ class Recorder:
         verdict = _judge(call, ttft_s if stream else None, tpot_s)
         if call.origin.counts:
             self._metrics.requests.observe(
+                # By position: names would take four times as long.
                 Observation(
-                    deployment=deployment,
-                    version=label,
-                    replica=replica,
-                    endpoint=endpoint,
-                    status=outcome.status,
-                    error=outcome.error,
-                    cache=cache.result,
-                    e2e_s=e2e_s,
-                    queue_s=delivery.queue_s,
-                    overhead_s=overhead_s,
-                    ttft_s=ttft_s if stream else None,
-                    tpot_s=tpot_s,
-                    prompt_tokens=prompt or 0 if generated else 0,
-                    completion_tokens=completion or 0 if generated else 0,
-                    cached_tokens=cached or 0 if generated else 0,
-                    saved=_saved(call) if outcome.status == 200 and not generated else None,
-                    timed=not call.priority,
-                    verdict=verdict,
-                    tenant=call.tenant,
+                    deployment,
+                    label,
+                    replica,
+                    endpoint,
+                    outcome.status,
+                    outcome.error,
+                    cache.result,
+                    e2e_s,
+                    delivery.queue_s,
+                    overhead_s,
+                    ttft_s if stream else None,
+                    tpot_s,
+                    prompt or 0 if generated else 0,
+                    completion or 0 if generated else 0,
+                    cached or 0 if generated else 0,
+                    _saved(call) if outcome.status == 200 and not generated else None,
+                    not call.priority,
+                    verdict,
+                    call.tenant,
                 )
             )
         if self._line is None and call.trace is None:
@@ -155,11 +156,16 @@ def _judge(call: Call, ttft_s: float | None, tpot_s: float | None) -> Verdict | 
     if call.target is None:
         return Verdict.GOOD
     settings = call.target.version.settings
-    for took_s, objective_s in (
-        (ttft_s, settings.ttft_objective_s), (tpot_s, settings.tpot_objective_s),
-    ):  # fmt: skip
-        if took_s is not None and objective_s is not None and took_s > objective_s:
-            return Verdict.SLOW
+    if (
+        ttft_s is not None
+        and settings.ttft_objective_s is not None
+        and ttft_s > settings.ttft_objective_s
+    ) or (
+        tpot_s is not None
+        and settings.tpot_objective_s is not None
+        and tpot_s > settings.tpot_objective_s
+    ):
+        return Verdict.SLOW
     return Verdict.GOOD
 
 

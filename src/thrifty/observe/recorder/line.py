@@ -161,10 +161,10 @@ class RecorderLine:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
     def put_metrics(self, families: Iterable[Metric]) -> None:
-        """Have the totals of now sent to the collector. Where the recorder is away, they are not: the
-        next ones hold them.
+        """Have the totals of now sent to the collector. Where the recorder is away or far behind, they
+        are not: the next ones hold them.
         """
-        if self._end is None:
+        if self._end is None or self._end.transport.get_write_buffer_size() > FLUSH_BYTES:
             return
         found = [
             Family(
@@ -182,7 +182,7 @@ class RecorderLine:
             self._end.send(Kind.FLUSH)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while (self._batches or self._traces_out) and not self._is_left_to_recorder():
+                while self._is_awaited() and not self._is_left_to_recorder():
                     self._answered.clear()
                     await self._answered.wait()
         self._stopped = True
@@ -201,6 +201,12 @@ class RecorderLine:
                 self._waiting_rows,
             )
             self._metrics.dropped_rows.labels("queue_full").inc(self._waiting_rows)
+
+    def _is_awaited(self) -> bool:
+        """Whether rows wait to be written, or traces to be sent to a collector that takes them."""
+        return bool(self._batches) or (
+            self._traces_out > 0 and self._status.collector_up is not False
+        )
 
     def _is_left_to_recorder(self) -> bool:
         """Whether the recorder has all rows, and cannot write them now."""

@@ -50,18 +50,23 @@ _decode_metrics = make_decoder(Metrics)
 _decode_hello = make_decoder(Hello)
 
 
-class _Line:
+class _Line(End):
     """The line to one worker."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, lines: set[_Line]) -> None:
+        """It is one of `lines` while it is connected."""
+        super().__init__(functools.partial(recorder.receive, self), lambda: lines.discard(self))
+        self._lines = lines
         self.tally = Tally()
         self.taken = 0
         self.sender: Sender | None = None
         """None where nothing is sent to a collector, or before the worker has said who it is."""
-        self.end = End(
-            functools.partial(recorder.receive, self), functools.partial(recorder.forget, self)
-        )
         self.reported: Status | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self._lines.add(self)
 
 
 class Recorder:
@@ -121,7 +126,7 @@ class Recorder:
         for task in self._tasks:
             task.cancel()
         for line in self._lines:
-            line.end.transport.pause_reading()
+            line.transport.pause_reading()
         if self._writer is not None:
             await asyncio.to_thread(self._writer.stop)
         if self._exporter is not None:
@@ -129,7 +134,7 @@ class Recorder:
         self._stopped = True
         self._report()
         for line in self._lines:
-            line.end.transport.close()
+            line.transport.close()
         if self._finder is not None:
             self._finder.close()
         self._database.close()
@@ -152,10 +157,6 @@ class Recorder:
         elif kind == Kind.FLUSH and self._writer is not None:
             self._writer.flush()
 
-    def forget(self, line: _Line) -> None:
-        """Forget a line whose worker has ended. What it handed over is written all the same."""
-        self._lines.discard(line)
-
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -168,12 +169,8 @@ class Recorder:
 
     async def _open(self, connected: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is gone again
-            await self._loop.create_unix_connection(self._take_line, sock=connected)
-
-    def _take_line(self) -> End:
-        line = _Line(self)
-        self._lines.add(line)
-        return line.end
+            make_line = functools.partial(_Line, self, self._lines)
+            await self._loop.create_unix_connection(make_line, sock=connected)
 
     def _take_rows(self, line: _Line, rows: list[Handed]) -> None:
         line.taken += len(rows)
@@ -190,7 +187,7 @@ class Recorder:
                 self._writer.put(row, make, size, line.tally)
         if self._writer.is_full:
             for one in self._lines:
-                one.end.transport.pause_reading()
+                one.transport.pause_reading()
 
     def _take_traces(self, line: _Line, traces: list[Ended]) -> None:
         if self._exporter is None or line.sender is None:
@@ -244,11 +241,12 @@ class Recorder:
         has_room = not self._stopped and (writer is None or not writer.is_full)
         for line in list(self._lines):
             status = self._make_status(line, state)
-            if status != line.reported:
+            # One that does not read is told later: these are totals.
+            if status != line.reported and not line.transport.get_write_buffer_size():
                 line.reported = status
-                line.end.send(Kind.STATUS, status)
-            if has_room and not line.end.transport.is_reading():
-                line.end.transport.resume_reading()
+                line.send(Kind.STATUS, status)
+            if has_room and not line.transport.is_reading():
+                line.transport.resume_reading()
 
     def _make_status(self, line: _Line, state: LogState) -> Status:
         tally, sender = line.tally, line.sender
