@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 """The name of the secret that marks response and conversation ids as ours."""
 _POLL_S = 0.05
-_EXTRA_GRACE_S = 5.0
+_EXTRA_GRACE_S = 20.0
 _ARRIVED = (ReplicaState.READY, ReplicaState.PARKED)
 
 

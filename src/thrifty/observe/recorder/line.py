@@ -55,6 +55,9 @@ AWAY_S = 1.0
 SILENT_S = 3.0
 """A recorder that does not answer for this long is reported. It does so every second."""
 
+STOP_S = 15.0
+"""For a recorder that is just being started to take the rest."""
+
 Connect = Callable[[], socket.socket]
 """Makes a socket that is connected to the recorder. Raises `OSError`."""
 
@@ -175,7 +178,7 @@ class RecorderLine:
         ]  # fmt: skip
         self._end.send(Kind.METRICS, Metrics(time.time(), found))
 
-    async def stop(self, timeout_s: float = 5.0) -> None:
+    async def stop(self, timeout_s: float = STOP_S) -> None:
         """Hand over the rest, and see it written where that takes no longer than `timeout_s`."""
         self._flush()
         if self._end is not None:
