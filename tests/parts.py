@@ -46,7 +46,7 @@ from thrifty.http.client import HttpClient
 from thrifty.http.origin import Origin, parse_origin
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
-from thrifty.observe.log_writer import LogWriter
+from thrifty.observe.recorder.line import RecorderLine
 from thrifty.observe.settings import ObserveSettings
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.home_services import make_home_services
@@ -118,9 +118,9 @@ class GatewayUnderTest:
         return self.parts.cache.memory
 
     @property
-    def writer(self) -> LogWriter:
-        assert self.parts.writer is not None
-        return self.parts.writer
+    def line(self) -> RecorderLine:
+        assert self.parts.line is not None
+        return self.parts.line
 
     async def ask(
         self,

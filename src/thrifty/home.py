@@ -41,6 +41,11 @@ class Home:
         return self.root / "run"
 
     @property
+    def recorder_socket(self) -> Path:
+        """Where gateway workers reach the recorder."""
+        return self.run / "recorder.sock"
+
+    @property
     def logs(self) -> Path:
         """One log file for each process."""
         return self.root / "logs"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from tests.control.running import (
     ControllerProcess,
@@ -25,11 +26,13 @@ from tests.control.running import (
     running_controller,
     service,
     settled,
+    until,
     until_state,
     want,
 )
 from thrifty.db.fleet import FleetState, read_fleet
-from thrifty.fleet.process import find_ours
+from thrifty.db.tables import requests
+from thrifty.fleet.process import RECORDER_ROLE, find_ours
 from thrifty.home import Home
 
 pytestmark = pytest.mark.service
@@ -102,7 +105,7 @@ async def test_a_change_that_was_made_while_no_controller_ran(home: Home) -> Non
         await second.wait_ready()
         await until_state(database, settled(new))
         roles = Counter(role for _, role, _ in find_ours(home.root))
-        assert roles == {"replica": 2, "gateway": 1}
+        assert roles == {"replica": 2, "gateway": 1, "recorder": 1}
         await clients.progress()
     await second.stop()
     database.close()
@@ -183,4 +186,30 @@ async def test_changes_that_overtake_each_other_lose_no_request(home: Home) -> N
         await until_state(database, settled(last))
         await clients.progress()
         assert {row.id: row.state for row in by_id(read_fleet(database)).values()}
+    database.close()
+
+
+async def test_a_recorder_that_is_killed_costs_no_request_and_no_row(home: Home) -> None:
+    database = prepare(home, deployment(echo("a", count=2)), workers=2)
+
+    def find_recorder() -> list[int]:
+        return [ident.pid for ident, role, _ in find_ours(home.root) if role == RECORDER_ROLE]
+
+    async with running_controller(home) as controller:
+        async with asking(controller.gateway_url) as clients:
+            for turn in range(3):
+                await clients.progress(50)
+                (pid,) = find_recorder()
+                os.kill(pid, signal.SIGKILL)
+                await until(lambda pid=pid: find_recorder() not in ([], [pid]))
+                if turn == 1:
+                    # Other settings are another recorder, and others workers.
+                    want(database, gateway=service(workers=2, record_max_rows=1_000_000))
+                    await until_state(database, lambda state: len(state.gateways) == 2)
+            await clients.progress(50)
+        assert not clients.faults
+    with database.begin() as connection:
+        rows = connection.execute(select(func.count()).select_from(requests)).scalar_one()
+    # Those that were under way at the end were cut off, and may have rows, too.
+    assert clients.count <= rows <= clients.count + 4
     database.close()

@@ -144,7 +144,7 @@ async def test_each_request_becomes_a_row(tmp_path: Path) -> None:
         await gateway.ask({**CHAT, "stream": True, "user": "ann"})
         await gateway.ask({**CHAT, "temperature": 9})
         await gateway.ask({**CHAT, "safety_identifier": "bob", "store": False})
-        await asyncio.to_thread(gateway.writer.stop)
+        await gateway.line.stop()
         with gateway.database.begin() as connection:
             good, bad, newer = (
                 connection.execute(select(requests).order_by(requests.c.id)).mappings().all()
@@ -189,7 +189,7 @@ async def test_prompts_are_recorded_only_if_enabled(tmp_path: Path) -> None:
         ):
             await gateway.ask({**CHAT, "stream": True})
             await gateway.ask(CHAT)
-            await asyncio.to_thread(gateway.writer.stop)
+            await gateway.line.stop()
             with gateway.database.begin() as connection:
                 rows = connection.execute(select(request_texts)).mappings().all()
             assert len(rows) == (2 if prompts else 0)

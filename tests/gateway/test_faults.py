@@ -475,13 +475,13 @@ async def test_a_row_that_cannot_be_read_stops_no_later_one(tmp_path: Path) -> N
 
 
 async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> None:
-    from thrifty.observe import log_writer
+    from thrifty.observe.recorder import line
 
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         locker = sqlite3.connect(tmp_path / "thrifty.db", isolation_level=None)
         locker.execute("BEGIN EXCLUSIVE")
-        for _ in range(log_writer.QUEUE_ROWS + log_writer.BATCH_ROWS + 100):
-            gateway.writer.put(row())
+        for _ in range(line.QUEUE_ROWS + 100):
+            gateway.line.put(row())
         assert (await gateway.ask(CHAT)).status == 200
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_log_rows_dropped_total", reason="queue_full") >= 100

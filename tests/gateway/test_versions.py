@@ -87,7 +87,7 @@ async def set_weights(gateway: GatewayUnderTest, a: float, b: float, **settings:
 
 
 async def read_rows(gateway: GatewayUnderTest, table: Any = requests) -> list[dict[str, Any]]:
-    await asyncio.to_thread(gateway.writer.stop)
+    await gateway.line.stop()
     with gateway.database.begin() as connection:
         return [dict(row) for row in connection.execute(select(table)).mappings()]
 

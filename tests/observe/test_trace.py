@@ -103,7 +103,6 @@ def attributes(span: Span) -> dict[str, Any]:
 def test_no_header_breaks_a_trace(given_parent: bytes) -> None:
     trace = Tracer(1.0, 1.0, lambda ended: None).begin({b"traceparent": given_parent})
     assert len(trace.trace_id) == 32
-    assert len(trace.span_id) == 16
     assert int(trace.trace_id, 16)
 
 
@@ -373,7 +372,7 @@ async def test_a_collector_that_refuses_is_told_apart_from_one_that_is_away(
 def test_keys_come_from_the_environment() -> None:
     settings = OtlpSettings("http://127.0.0.1:1", headers_env="OTLP_HEADERS")
     environment = {"OTLP_HEADERS": "api-key=secret%20one, x-team=a"}
-    made = Exporter(settings, "w", environment=environment)
+    made = Exporter(settings, environment=environment)
     assert made._headers["api-key"] == "secret one"
     assert made._headers["x-team"] == "a"
     assert read_headers("") == {}

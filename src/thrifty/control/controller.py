@@ -29,6 +29,7 @@ from thrifty.control.gateway_settings import (
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.improving import Improving
 from thrifty.control.loop import ControlLoop
+from thrifty.control.recorder import RecorderProcess
 from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
 from thrifty.control.standby import keep_cached
@@ -57,7 +58,7 @@ from thrifty.fleet.controller_note import (
 from thrifty.fleet.external import ExternalFleet
 from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
-from thrifty.fleet.process import ProcessId, adopt_process, find_ours
+from thrifty.fleet.process import RECORDER_ROLE, ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.quality.run import QualityChecks
 from thrifty.quality.watch import AnswerWatch
@@ -68,7 +69,7 @@ log = logging.getLogger(__name__)
 
 """The name of the secret that marks response and conversation ids as ours."""
 _POLL_S = 0.05
-_EXTRA_GRACE_S = 5.0
+_EXTRA_GRACE_S = 20.0
 _ARRIVED = (ReplicaState.READY, ReplicaState.PARKED)
 
 
@@ -117,9 +118,10 @@ class Controller:
         self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
+        self._recorder = RecorderProcess(home)
         self._gateways: GatewayWorkers | None = None
         self._old_gateways: list[tuple[ProcessId, str]] = []
-        """Workers that an earlier controller left, to be replaced."""
+        """Workers that an earlier controller left, and their recorder, to be replaced."""
         self._address: tuple[str, int] = ("", 0)
         self._id_secret = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -176,7 +178,9 @@ class Controller:
         self._gateways = GatewayWorkers(
             self.home, host, port, self._save_gateway, self._remove_gateway, self._scaling.wake
         )
-        await self._gateways.start(self._make_worker_settings(gateway))
+        settings = self._make_worker_settings(gateway)
+        await self._recorder.apply(settings)
+        await self._gateways.start(settings)
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
         self._tasks.append(asyncio.ensure_future(self._alerting.run()))
@@ -245,6 +249,8 @@ class Controller:
         if self._old_gateways:
             # A start that was given up may not have come to that.
             await self._end_old_gateways()
+        # Workers have handed over all that they had.
+        await self._recorder.stop()
         await self._cancel_tasks(self._tasks[:2])
         ours = self._fleets[False]
         kept = [one.row.id for one in ours.observe()] if ours.elsewhere else []
@@ -264,6 +270,7 @@ class Controller:
         """End everything at once: the second Ctrl-C."""
         if self._gateways is not None:
             self._gateways.kill()
+        self._recorder.kill()
         self._fleets[False].kill()
 
     @property
@@ -382,16 +389,22 @@ class Controller:
                     "(thrifty down, thrifty up)", " and ".join(fixed),
                 )  # fmt: skip
             try:
-                await self._gateways.apply(self._make_worker_settings(gateway))
+                settings = self._make_worker_settings(gateway)
+                await self._recorder.apply(settings)
+                await self._gateways.apply(settings)
             except FleetError as error:
                 log.error("the gateway's workers keep their settings: %s", error)
 
     def _find_old_gateways(self) -> list[tuple[ProcessId, str]]:
-        """Workers that an earlier controller left; they are replaced without a gap."""
+        """Workers that an earlier controller left, which are replaced without a gap, and behind them
+        their recorder.
+        """
+        ours = find_ours(self.home.root)
         return [
             (ident, process_id)
-            for ident, role, process_id in find_ours(self.home.root)
-            if role == "gateway"
+            for wanted in ("gateway", RECORDER_ROLE)
+            for ident, role, process_id in ours
+            if role == wanted
         ]
 
     async def _end_old_gateways(self) -> None:

@@ -110,6 +110,7 @@ def make_worker_settings(
         "port": port,
         "batches": batches,
         "home": str(home.root),
+        "recorder_path": str(home.recorder_socket),
         "database_url_env": _DATABASE_VARIABLE,
         "redis_url_env": _REDIS_VARIABLE,
     }

@@ -40,7 +40,7 @@ POLL_S = 0.02
 STEADY_S = 60.0
 SETTLE_TIMEOUT_S = 5.0
 """For the workers to read that the last replica has become ready."""
-_EXTRA_GRACE_S = 5.0
+_EXTRA_GRACE_S = 20.0
 
 OnRow = Callable[[GatewayRow], Awaitable[None]]
 OnGone = Callable[[str], Awaitable[None]]

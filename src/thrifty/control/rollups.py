@@ -11,8 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from thrifty.background import step_back
 from thrifty.cost.held import settle
 from thrifty.db import Database
 from thrifty.db.leases import make_owner, take_lease
@@ -43,22 +45,29 @@ async def keep_rollups(
     owner = make_owner()
     away = False
     cleaned_s = 0.0
-    while True:
-        due = time.monotonic() - cleaned_s > CLEAN_S and clock.may_delete()
-        try:
-            keep = Keep(**find_keep())
-            await asyncio.to_thread(_work, find_database(), keep, owner, due)
-        except Exception as error:
-            # A fault of ours must not end all later steps.
-            if not away:
-                ours = None if isinstance(error, DatabaseError) else error
-                log.warning("the rollups cannot be kept up to date: %s", error, exc_info=ours)
-            away = True
-        else:
-            if away:
-                log.info("the rollups are kept up to date again")
-            away, cleaned_s = False, time.monotonic() if due else cleaned_s
-        await asyncio.sleep(POLL_S)
+    thread = ThreadPoolExecutor(1, "rollups", step_back)
+
+    async def work(*told: Any) -> None:
+        await asyncio.get_running_loop().run_in_executor(thread, _work, *told)
+
+    try:
+        while True:
+            due = time.monotonic() - cleaned_s > CLEAN_S and clock.may_delete()
+            try:
+                await work(find_database(), Keep(**find_keep()), owner, due)
+            except Exception as error:
+                # A fault of ours must not end all later steps.
+                if not away:
+                    ours = None if isinstance(error, DatabaseError) else error
+                    log.warning("the rollups cannot be kept up to date: %s", error, exc_info=ours)
+                away = True
+            else:
+                if away:
+                    log.info("the rollups are kept up to date again")
+                away, cleaned_s = False, time.monotonic() if due else cleaned_s
+            await asyncio.sleep(POLL_S)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _work(database: Database, keep: Keep, owner: str, clean: bool) -> None:
@@ -68,6 +77,9 @@ def _work(database: Database, keep: Keep, owner: str, clean: bool) -> None:
         if not take_lease(database, LEASE, owner, LEASE_S, force=False):
             return
         roller.roll()
+        # What comes meanwhile waits: a step of few rows costs nearly as much as one of many.
+        if not roller.is_behind:
+            break
     if clean:
         while settle(database, keep.days_s):
             pass

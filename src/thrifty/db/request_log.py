@@ -46,6 +46,8 @@ class Entry(NamedTuple):
 
     row: Row
     text: tuple[str, str] | tuple[str, str, str | None] | None = None
+    source: Any = None
+    """Whatever the caller knows it by."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class BadRow:
     row: Row
     kind: str
     reason: str
+    source: Any = None
+    """That of its entry."""
 
 
 class _KnownRowsError(Exception):
@@ -104,12 +108,17 @@ class RequestLog:
                 taken = self._insert(entries, batch)
             except _KnownRowsError:
                 taken = self._insert(entries, batch, self._find_known(entries))
-            bad += [BadRow(entry.row, "repeated id", "another row has its id") for entry in taken]
+            bad += [
+                BadRow(entry.row, "repeated id", "another row has its id", entry.source)
+                for entry in taken
+            ]
         except Exception as error:
             if isinstance(error, DatabaseError) and not isinstance(error, BadDataError):
                 raise
             if len(entries) == 1:
-                bad.append(BadRow(entries[0].row, type(error).__name__, str(error)))
+                bad.append(
+                    BadRow(entries[0].row, type(error).__name__, str(error), entries[0].source)
+                )
                 return
             half = len(entries) // 2
             self._write(entries[:half], bad)
@@ -122,7 +131,7 @@ class RequestLog:
             try:
                 fitting.append(entry._replace(row=self._shape.sanitize(entry.row)))
             except BadDataError as error:
-                bad.append(BadRow(entry.row, "does not fit", str(error)))
+                bad.append(BadRow(entry.row, "does not fit", str(error), entry.source))
         return fitting
 
     def _find_known(self, entries: list[Entry]) -> set[int]:

@@ -16,7 +16,7 @@ import psutil
 
 from thrifty.db import Database, open_database
 from thrifty.errors import ControlError, DatabaseError, FleetError
-from thrifty.fleet.process import ProcessId, adopt_process, find_ours
+from thrifty.fleet.process import RECORDER_ROLE, ProcessId, adopt_process, find_ours
 from thrifty.home import Home
 
 _NAME = "controller.json"
@@ -118,7 +118,8 @@ def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
                 "draining long requests. Try again, or end it yourself"
             )
     ended = 0
-    for ident, _, process_id in find_ours(home.root):
+    ours = find_ours(home.root)
+    for ident, _, process_id in sorted(ours, key=lambda one: one[1] == RECORDER_ROLE):
         orphan = adopt_process(ident, home.log_of(process_id))
         if orphan is not None:
             asyncio.run(orphan.stop(10.0))

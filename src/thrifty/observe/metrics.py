@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from thrifty.db.scaling import ScalingRow
 from thrifty.db.sealed_text import unreadable
-from thrifty.observe.log_writer import LogHealth, LogWriter
+from thrifty.observe.log_state import LogHealth, LogState
 from thrifty.observe.request_metrics import (
     LABELS,
     MAX_TENANTS,
@@ -156,10 +156,10 @@ class GatewayMetrics:
             __version__
         ).set(1)
 
-    def watch_log(self, writer: LogWriter) -> None:
-        """Make the request log's gauges show the state of a writer on every scrape."""
-        self.log_up.set_function(lambda: float(writer.state.health is not LogHealth.STOPPED))
-        self.log_rows_waiting.set_function(lambda: float(writer.state.waiting_rows))
+    def watch_log(self, read_state: Callable[[], LogState]) -> None:
+        """Make the request log's gauges show the state that `read_state` gives on every scrape."""
+        self.log_up.set_function(lambda: float(read_state().health is not LogHealth.STOPPED))
+        self.log_rows_waiting.set_function(lambda: float(read_state().waiting_rows))
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
         """Remove the gauges of a replica that is gone; counters stay, as Prometheus expects."""
@@ -374,7 +374,7 @@ class GatewayMetrics:
         self.traces_dropped = self._counter(
             "thrifty_traces_dropped",
             "Traces that were lost, by reason: queue_full, collector_away, collector_refused, "
-            "stopped, error.",
+            "recorder_ended, stopped, error.",
             ("reason",),
         )
         self.collector_up = self._gauge(

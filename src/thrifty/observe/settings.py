@@ -31,3 +31,28 @@ class ObserveSettings(msgspec.Struct, frozen=True):
     """How many tenants have series of their own."""
     otlp: OtlpSettings | None = None
     """None sends nothing."""
+
+
+class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the recorder is started with: a part of what gateway workers are. Times are in seconds."""
+
+    database_url_env: str = "THRIFTY_DATABASE_URL"
+    """The variable that holds the URL; its password would be visible on a command line."""
+    id_secret_env: str = "THRIFTY_ID_SECRET"  # noqa: S105
+    """The variable that holds the key, in hex, that signs response ids and makes pseudonyms."""
+    record_requests: bool = True
+    record_prompts: bool = False
+    record_redact: bool = True
+    record_names: str = ""
+    """The model that finds names and addresses to redact; empty if they stay."""
+    record_keep_s: float = 30 * 86400.0
+    record_keep_texts_s: float | None = None
+    """None: as long as rows; so for feedback."""
+    record_keep_feedback_s: float | None = None
+    record_max_rows: int = 10_000_000
+    observe: ObserveSettings = ObserveSettings()
+
+    @property
+    def needs_recorder(self) -> bool:
+        """Whether there is anything to record."""
+        return self.record_requests or self.observe.otlp is not None

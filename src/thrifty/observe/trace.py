@@ -2,7 +2,7 @@
 are kept.
 
 The request path only notes clock readings, and nothing at all where traces are off. Spans are made
-of them after the answer, on another thread (`observe/otlp`).
+of them after the answer, in the recorder's process (`observe/otlp`).
 
 A share of the traces is kept by chance, decided when a request comes, so that replicas that trace
 keep the same ones. What a client's `traceparent` says of it is followed. Of the others, those are
@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 TRACEPARENT, TRACESTATE = b"traceparent", b"tracestate"
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[!-~]*)?")
 MAX_STATE_BYTES = 512
 """What W3C has every participant pass on at least; a longer `tracestate` is left out."""
 _ZERO_TRACE, _ZERO_SPAN = "0" * 32, "0" * 16
 _RANDOM_BITS = 56
+_RANDOM_MASK = 2**_RANDOM_BITS - 1
 """The last bits of a trace id are random, by W3C's second level; they decide what is kept."""
 MAX_STEPS = 64
 """Bound on what one request adds to its trace, however often it is retried."""
@@ -39,40 +42,29 @@ class Wait(NamedTuple):
     ended_s: float
 
 
-class Attempt:
+class Attempt(msgspec.Struct, array_like=True, gc=False):
     """One request to a replica."""
 
-    __slots__ = ("ended_s", "error", "replica", "sent_s", "span_id", "version")
-
-    def __init__(self, span_id: str, replica: str, version: str, sent_s: float) -> None:
-        self.span_id = span_id
-        self.replica = replica
-        self.version = version
-        self.sent_s = sent_s
-        self.ended_s = 0.0
-        """0 while it has not failed."""
-        self.error: str | None = None
+    span_id: str
+    replica: str
+    version: str
+    sent_s: float
+    ended_s: float = 0.0
+    """0 while it has not failed."""
+    error: str | None = None
 
 
-class Trace:
+class Trace(msgspec.Struct, array_like=True, gc=False):
     """What one request notes on its way."""
 
-    __slots__ = (
-        "admitted_s", "attempts", "parent_id", "sampled", "span_id", "state", "trace_id", "waits",
-    )  # fmt: skip
-
-    def __init__(
-        self, trace_id: str, parent_id: str | None, state: bytes, *, sampled: bool
-    ) -> None:
-        self.trace_id = trace_id
-        self.span_id = _make_span_id()
-        self.parent_id = parent_id
-        self.state = state
-        self.sampled = sampled
-        self.admitted_s = 0.0
-        """When the request had been found valid, and the cache was asked."""
-        self.waits: list[Wait] = []
-        self.attempts: list[Attempt] = []
+    trace_id: str
+    parent_id: str | None
+    state: bytes
+    sampled: bool
+    admitted_s: float = 0.0
+    """When the request had been found valid, and the cache was asked."""
+    waits: list[Wait] = []
+    attempts: list[Attempt] = []
 
     def note_wait(self, name: str, began_s: float) -> None:
         """Note a wait that ends now."""
@@ -81,7 +73,7 @@ class Trace:
 
     def begin_attempt(self, replica: str, version: str) -> bytes:
         """Note that a request goes to a replica now; returns the header lines that it carries."""
-        span_id = _make_span_id()
+        span_id = make_span_id()
         if len(self.attempts) < MAX_STEPS:
             self.attempts.append(Attempt(span_id, replica, version, time.perf_counter()))
         line = f"traceparent: 00-{self.trace_id}-{span_id}-{self.sampled:02x}\r\n".encode()
@@ -139,11 +131,11 @@ class Tracer:
         given = headers.get(TRACEPARENT)
         parent = _read_parent(given) if given is not None else None
         if parent is None:
-            trace_id = f"{random.getrandbits(128):032x}"
-            return Trace(trace_id, None, b"", sampled=int(trace_id[18:], 16) < self._bound)
+            number = random.getrandbits(128) or 1
+            return Trace(f"{number:032x}", None, b"", number & _RANDOM_MASK < self._bound)
         trace_id, parent_id, flagged = parent
         sampled = flagged or int(trace_id[18:], 16) < self._bound
-        return Trace(trace_id, parent_id, read_state(headers), sampled=sampled)
+        return Trace(trace_id, parent_id, read_state(headers), sampled)
 
     def keeps(self, trace: Trace, *, notable: bool) -> bool:
         """Whether the trace of a request that has ended is kept. `notable` are those that failed,
@@ -187,5 +179,6 @@ def _read_parent(given: bytes) -> tuple[str, str, bool] | None:
     return trace_id, span_id, bool(int(match[4], 16) & 1)
 
 
-def _make_span_id() -> str:
+def make_span_id() -> str:
+    """The id of a span, in hex."""
     return f"{random.getrandbits(64) or 1:016x}"

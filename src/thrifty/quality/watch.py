@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from thrifty.background import step_back
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.drift import drop_looks
@@ -73,9 +74,11 @@ class AnswerWatch:
             self._stopping.set()
 
     def _judge_on(self) -> None:
+        step_back()
         self._judging.run(self._stopping, self._holds.is_set)
 
     def _embed_on(self) -> None:
+        step_back()
         embedding = Embedding()
         while not self._stopping.wait(POLL_S):
             try:
@@ -90,6 +93,7 @@ class AnswerWatch:
                 self._stopping.wait(CLEAN_S)
 
     def _check_on(self) -> None:
+        step_back()
         cleaned_s, renewed_s, away = 0.0, -RENEW_S, False
         while not self._stopping.wait(POLL_S):
             try:

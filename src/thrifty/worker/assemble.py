@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from thrifty.api.services import ApiServices
 from thrifty.batches.service import Batches, make_batches
@@ -54,9 +55,9 @@ from thrifty.http.routes import RouteTable
 from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.http.sessions import Sessions
-from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.names.finder import NameFinder
+from thrifty.observe.recorder.line import RecorderLine
 from thrifty.observe.redact import Redactor
 from thrifty.observe.trace import Tracer
 from thrifty.openai.conversations import Conversations
@@ -64,7 +65,7 @@ from thrifty.openai.feedback_tokens import FeedbackTokens
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
-from thrifty.worker.telemetry import Telemetry
+from thrifty.worker.telemetry import make_tracer, open_line, send_metrics
 
 SHORTCUTS_BYTES = 16_000_000
 REFUSE_AFTER = 0.9
@@ -82,8 +83,8 @@ class Parts:
     reader: TableReader
     forwarder: Forwarder
     cache: AnswerCache
-    writer: LogWriter | None
-    """None if requests are not recorded."""
+    line: RecorderLine | None
+    """To the recorder; None if there is nothing to record."""
     server: HttpServer
     batches: Batches | None
     """None if there is no folder for files."""
@@ -139,15 +140,16 @@ async def assemble(
         client = HttpClient()
         secret = secrets_.ids or secrets.token_bytes(32)
         redactor = _make_redactor(stack, settings, secret)
-        telemetry = Telemetry(settings.observe.otlp, name_worker(settings), metrics)
-        stack.callback(telemetry.stop)
+        line = await open_line(
+            stack, settings, name_worker(settings), secrets_.database_url, secret, metrics
+        )
         base = _Base(
             settings=settings,
             metrics=metrics,
             table=table,
             reader=TableReader(database, table),
             store=store,
-            writer=_start_writer(stack, secrets_.database_url, settings, metrics, redactor),
+            line=line,
             redactor=redactor,
             forwarder=Forwarder(client, table, metrics, capture=settings.record_prompts),
             cache=_make_cache(settings, table, metrics, store),
@@ -155,7 +157,7 @@ async def assemble(
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
             tokens=FeedbackTokens(secret),
-            tracer=telemetry.tracer,
+            tracer=make_tracer(settings.observe.otlp, line),
         )
         ledger = SpendLedger()
         spend = SpendSync(database, ledger)
@@ -181,13 +183,14 @@ async def assemble(
         stack.callback(client.close)
         base.cache.start()
         stack.push_async_callback(base.cache.close)
-        telemetry.start(own_pages.collect)
+        if line is not None:
+            send_metrics(stack, settings.observe.otlp, own_pages.collect, line)
         _publish(stack, cache_pages, database, settings.id)
         _report_demand(stack, base, settings)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
-            table, base.reader, base.forwarder, base.cache, base.writer, server, batches,
+            table, base.reader, base.forwarder, base.cache, base.line, server, batches,
             management, endpoints.routes,
         )  # fmt: skip
 
@@ -201,7 +204,7 @@ class _Base:
     table: RoutingTable
     reader: TableReader
     store: SharedStore | None
-    writer: LogWriter | None
+    line: RecorderLine | None
     forwarder: Forwarder
     cache: AnswerCache
     ids: ResponseIds
@@ -230,8 +233,8 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
         ),
         shortcuts=shortcuts,
         recorder=Recorder(
-            metrics, base.writer, prompts=settings.record_prompts, redactor=base.redactor,
-            tracer=base.tracer,
+            metrics, base.line if settings.record_requests else None,
+            prompts=settings.record_prompts, tracer=base.tracer,
         ),
         metrics=metrics,
         limiter=KeyLimiter(metrics, ledger, shared),
@@ -249,9 +252,8 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
 
 
 def _make_pages(base: _Base) -> Pages:
-    describe_log = base.writer.describe if base.writer is not None else _describe_nothing
     return Pages(
-        base.table, base.metrics, base.cache.memory, describe_log,
+        base.table, base.metrics, base.cache.memory, functools.partial(_describe_log, base.line),
         lambda: read_scaling(base.reader.database).values(),
     )  # fmt: skip
 
@@ -274,8 +276,9 @@ def _make_endpoints(
     return Endpoints(base.table, base.reader, table, base.same_origin)
 
 
-def _describe_nothing() -> None:
-    """Describe nothing, because there is no request log."""
+def _describe_log(line: RecorderLine | None) -> dict[str, Any] | None:
+    """What is wrong with the request log; None if nothing is, or there is none."""
+    return line.state.describe() if line is not None else None
 
 
 def _make_cache(
@@ -410,35 +413,6 @@ def _make_redactor(
     finder = NameFinder(settings.record_names)
     stack.callback(finder.close)
     return Redactor(secret, finder.find)
-
-
-def _start_writer(
-    stack: contextlib.AsyncExitStack,
-    url: str,
-    settings: GatewaySettings,
-    metrics: GatewayMetrics,
-    redactor: Redactor | None,
-) -> LogWriter | None:
-    """Start the request log's writer, if requests are recorded."""
-    if not settings.record_requests:
-        return None
-    writer = LogWriter(
-        _open(stack, url),
-        keep_s=settings.record_keep_s,
-        keep_texts_s=settings.record_keep_texts_s,
-        keep_feedback_s=settings.record_keep_feedback_s,
-        max_rows=settings.record_max_rows,
-        on_written=metrics.written_rows.inc,
-        on_dropped=metrics.dropped_rows.labels("queue_full").inc,
-        on_rejected=metrics.dropped_rows.labels("bad_row").inc,
-        on_texts_lost=metrics.lost_texts.inc,
-        on_state=lambda up: metrics.database_up.set(1 if up else 0),
-        redactor=redactor,
-    )
-    metrics.watch_log(writer)
-    writer.start()
-    stack.callback(writer.stop)
-    return writer
 
 
 def _publish(

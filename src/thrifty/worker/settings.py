@@ -9,7 +9,7 @@ from thrifty.console.oidc import OidcSettings
 from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
-from thrifty.observe.settings import ObserveSettings
+from thrifty.observe.settings import RecorderSettings
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
@@ -19,7 +19,7 @@ class TlsSettings(msgspec.Struct, frozen=True):
     key: str
 
 
-class GatewaySettings(msgspec.Struct, frozen=True):
+class GatewaySettings(RecorderSettings, frozen=True):
     """The settings of one worker."""
 
     host: str
@@ -31,12 +31,10 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """A pipe on which the worker writes its own URL once it listens."""
     notice_fd: int | None = None
     """A socket to the controller, for notices in both directions."""
-    database_url_env: str = "THRIFTY_DATABASE_URL"
-    """The variable that holds the URL; its password would be visible on a command line."""
+    recorder_path: str = ""
+    """The socket of the service's recorder; if empty, there is one within this process."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
     """The variable that holds the URL; empty or unset if there is no Redis."""
-    id_secret_env: str = "THRIFTY_ID_SECRET"  # noqa: S105
-    """The variable that holds the key, in hex, that signs response ids."""
     redis_timeout_s: float = TIMEOUT_S
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
@@ -45,18 +43,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     read_timeout_s: float = 20.0
     write_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
-    record_requests: bool = True
-    record_prompts: bool = False
-    record_redact: bool = True
-    record_names: str = ""
-    """The model that finds names and addresses to redact; empty if they stay."""
-    record_keep_s: float = 30 * 86400.0
-    record_keep_texts_s: float | None = None
-    """None: as long as rows; so for feedback."""
-    record_keep_feedback_s: float | None = None
-    record_max_rows: int = 10_000_000
     feedback: FeedbackSettings = FeedbackSettings()
-    observe: ObserveSettings = ObserveSettings()
     require_keys: bool = False
     workers: int = 1
     """The number of gateway workers that share the replicas' slots."""

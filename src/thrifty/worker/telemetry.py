@@ -1,71 +1,80 @@
-"""A gateway worker's traces and metrics for a collector, where the spec names one."""
+"""A gateway worker's line to the recorder: the request log, and traces and metrics for a collector."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.recorder.line import Connect, RecorderLine
+from thrifty.observe.recorder.recorder import Recorder
+from thrifty.observe.recorder.sockets import connect_to
 from thrifty.observe.settings import OtlpSettings
 from thrifty.observe.trace import Tracer
-
-if TYPE_CHECKING:
-    from thrifty.observe.otlp.exporter import Exporter
+from thrifty.worker.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
 Collect = Callable[[], Awaitable[list[Metric]]]
 
 
-class Telemetry:
-    """`start` it on the event loop, and `stop` it there."""
-
-    tracer: Tracer | None = None
-    """None where no traces are sent."""
-
-    def __init__(self, settings: OtlpSettings | None, worker: str, metrics: GatewayMetrics) -> None:
-        self._settings = settings
-        self._exporter: Exporter | None = None
-        self._task: asyncio.Task[None] | None = None
-        if settings is None:
-            return
-        # Imported only here: the messages of OTLP are an extra.
-        from thrifty.observe.otlp.exporter import Exporter
-
-        self._exporter = Exporter(
-            settings, worker,
-            on_sent=metrics.traces_sent.inc,
-            on_dropped=lambda reason, count: metrics.traces_dropped.labels(reason).inc(count),
-            on_state=lambda up: metrics.collector_up.labels("otlp").set(1 if up else 0),
-        )  # fmt: skip
-        if settings.traces:
-            self.tracer = Tracer(settings.sample, settings.slow_s, self._exporter.put)
-
-    def start(self, collect: Collect) -> None:
-        """Send what is queued, and what `collect` gives every so often."""
-        if self._exporter is None or self._settings is None:
-            return
-        self._exporter.start()
-        if self._settings.metrics:
-            send = _send_metrics(collect, self._exporter, self._settings.interval_s)
-            self._task = asyncio.ensure_future(send)
-
-    def stop(self) -> None:
-        """Send what is left, for a few seconds at most."""
-        if self._task is not None:
-            self._task.cancel()
-        if self._exporter is not None:
-            self._exporter.stop()
+async def open_line(
+    stack: contextlib.AsyncExitStack,
+    settings: GatewaySettings,
+    name: str,
+    database_url: str,
+    secret: bytes,
+    metrics: GatewayMetrics,
+) -> RecorderLine | None:
+    """Open the line of the worker `name` to the recorder, if there is anything to record. Where the
+    settings name no recorder, one runs within this process.
+    """
+    if not settings.needs_recorder:
+        return None
+    connect: Connect = functools.partial(connect_to, Path(settings.recorder_path))
+    if not settings.recorder_path:
+        recorder = Recorder(settings, database_url, secret)
+        await recorder.start()
+        stack.push_async_callback(recorder.stop)
+        connect = recorder.connect
+    line = RecorderLine(connect, name, metrics)
+    if settings.record_requests:
+        metrics.watch_log(lambda: line.state)
+    line.start()
+    stack.push_async_callback(line.stop)
+    return line
 
 
-async def _send_metrics(collect: Collect, exporter: Exporter, interval_s: float) -> None:
-    while True:
-        await asyncio.sleep(interval_s)
-        try:
-            exporter.put_metrics(await collect())
-        except Exception:
-            log.exception("the metrics cannot be collected")
+def make_tracer(settings: OtlpSettings | None, line: RecorderLine | None) -> Tracer | None:
+    """What begins traces and hands them over; None where none are sent."""
+    if settings is None or line is None or not settings.traces:
+        return None
+    return Tracer(settings.sample, settings.slow_s, line.put_trace)
+
+
+def send_metrics(
+    stack: contextlib.AsyncExitStack,
+    settings: OtlpSettings | None,
+    collect: Collect,
+    line: RecorderLine,
+) -> None:
+    """Hand over what `collect` gives every so often until the worker ends, if it is sent anywhere."""
+    if settings is None or not settings.metrics:
+        return
+    interval_s = settings.interval_s
+
+    async def send() -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                line.put_metrics(await collect())
+            except Exception:
+                log.exception("the metrics cannot be collected")
+
+    stack.callback(asyncio.ensure_future(send()).cancel)

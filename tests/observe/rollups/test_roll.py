@@ -43,7 +43,7 @@ from thrifty.db.tables import (
 )
 from thrifty.errors import DatabaseError, ThriftyError
 from thrifty.observe.clock_watch import PAUSE_S, ClockWatch
-from thrifty.observe.rollups.roll import OTHER_TENANTS, Keep, Roller
+from thrifty.observe.rollups.roll import OTHER_TENANTS, STEP_NOTES, Keep, Roller
 from thrifty.observe.rollups.series import Asked, Found, read_series
 
 NOW_S = int(time.time()) // DAY_S * DAY_S + 12 * HOUR_S
@@ -211,6 +211,14 @@ def test_two_processes_that_read_the_same_notes_count_them_once(database: Databa
         write_step(database, read_early[0])
     assert first.catch_up() == 0
     assert total(database) == 3
+
+
+def test_a_step_says_whether_it_left_something(database: Database) -> None:
+    for number in range(STEP_NOTES + 1):
+        write(database, asked(at_s=NOW_S + number))
+    roller = Roller(database)
+    assert (roller.roll(), roller.is_behind) == (STEP_NOTES, True)
+    assert (roller.roll(), roller.is_behind) == (1, False)
 
 
 def test_rows_from_before_there_were_rollups_count_once(database: Database) -> None:

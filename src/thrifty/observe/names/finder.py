@@ -55,8 +55,8 @@ class NameFinder:
     """Finds names and addresses in texts. Any thread may use it; texts are searched in turn."""
 
     def __init__(self, model: str = MODEL, python: str = sys.executable) -> None:
-        """Starts the process, which is ready some seconds later. `python` runs it: one whose
-        environment has the libraries.
+        """The process is started when something is first to be found, or by `start`, and ready some
+        seconds later. `python` runs it: one whose environment has the libraries.
         """
         self._model, self._python = model, python
         self._lock = threading.Lock()
@@ -64,7 +64,12 @@ class NameFinder:
         self._channel: socket.socket | None = None
         self._ready = self._closed = False
         self._started_s = 0.0
-        self._start()
+
+    def start(self) -> None:
+        """Start the process, so that nobody waits for it later."""
+        with self._lock:
+            if self._channel is None:
+                self._start()
 
     def find(self, texts: Sequence[str]) -> Found:
         """What of names and addresses is in texts. Blocks; waits some seconds for a model to be

@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -28,10 +27,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from prometheus_client.metrics_core import Metric as Family
 
 from thrifty.observe.otlp.points import make_points
 from thrifty.observe.otlp.spans import make_resource, make_spans
+from thrifty.observe.recorder.messages import Family
 from thrifty.observe.settings import OtlpSettings
 from thrifty.observe.trace import Ended
 from thrifty.untrusted_text import sanitize_line
@@ -50,8 +49,17 @@ RETRIABLE = frozenset({408, 429, 502, 503, 504})
 MAX_ANSWER_BYTES = 65_536
 TRACES_PATH, METRICS_PATH = "/v1/traces", "/v1/metrics"
 
-OnSent = Callable[[int], None]
-OnDropped = Callable[[str, int], None]
+
+class Sender:
+    """A process whose telemetry is sent, and what became of its traces, in totals."""
+
+    def __init__(self, instance: str, began_s: float) -> None:
+        """`instance` names it. Its counts began at `began_s`, in seconds since 1970."""
+        self.resource: Resource = make_resource(instance)
+        self.began_s = began_s
+        self.sent = 0
+        self.dropped: Counter[str] = Counter()
+        """By reason."""
 
 
 class _Refused(Exception):
@@ -67,54 +75,49 @@ class _Away(Exception):
 
 
 class Exporter:
-    """`start` it, `put` from the event loop, `stop` it to send what is left."""
+    """`start` it, `put` from the event loop, `stop` it to send what is left. `on_change` is called
+    where the counts of a sender or `up` have changed, on any thread.
+    """
 
     def __init__(
         self,
         settings: OtlpSettings,
-        instance: str,
         *,
-        on_sent: OnSent = lambda count: None,
-        on_dropped: OnDropped = lambda reason, count: None,
-        on_state: Callable[[bool], None] = lambda up: None,
+        on_change: Callable[[], None] = lambda: None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """`instance` names this process. `on_sent` counts traces that a collector took,
-        `on_dropped` those that are lost, with the reason. `on_state` is told whether the collector
-        takes what it is sent. They are called on any thread.
-        """
+        self.up: bool | None = None
+        """Whether the collector takes what it is sent; None where nothing was sent yet."""
         self._endpoint = settings.endpoint.rstrip("/")
         self._headers = {
             **read_headers(environment.get(settings.headers_env or "", "")),
             "content-type": "application/x-protobuf",
         }
-        self._resource: Resource = make_resource(instance)
-        self._on_sent, self._on_dropped, self._on_state = on_sent, on_dropped, on_state
-        self._began_s = time.time()
-        self._queue: deque[Ended] = deque()
-        self._families: tuple[list[Family], float] | None = None
+        self._on_change = on_change
+        self._queue: deque[tuple[Ended, Sender]] = deque()
+        self._families: dict[Sender, tuple[Iterable[Family], float]] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._up: bool | None = None
         self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
 
     def start(self) -> None:
         """Start sending."""
         self._thread.start()
 
-    def put(self, ended: Ended) -> None:
+    def put(self, ended: Ended, sender: Sender) -> None:
         """Queue the trace of a request; never waits. A full queue drops it."""
         waiting = len(self._queue)
         if waiting >= QUEUE_TRACES or (waiting >= QUEUE_TRACES // 2 and not ended.notable):
-            self._on_dropped("queue_full", 1)
+            sender.dropped["queue_full"] += 1
+            self._on_change()
             return
-        self._queue.append(ended)
+        self._queue.append((ended, sender))
         if waiting + 1 == BATCH_TRACES:
             self._wake.set()
 
-    def put_metrics(self, families: Iterable[Family]) -> None:
-        """Have the totals of now sent, in place of older ones that still wait."""
-        self._families = list(families), time.time()
+    def put_metrics(self, families: Iterable[Family], at_s: float, sender: Sender) -> None:
+        """Have the totals of `at_s` sent, in place of older ones that still wait."""
+        self._families[sender] = families, at_s
         self._wake.set()
 
     def stop(self, timeout_s: float = 3.0) -> None:
@@ -123,9 +126,8 @@ class Exporter:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        left = len(self._queue)
-        if left:
-            self._on_dropped("stopped", left)
+        for _, sender in self._queue:
+            sender.dropped["stopped"] += 1
 
     def _run(self) -> None:
         with requests.Session() as session:
@@ -139,37 +141,45 @@ class Exporter:
                 except Exception:
                     # A fault of ours in one batch must not end all later ones.
                     log.exception("telemetry cannot be exported")
-                if self._stopping.is_set() and not self._queue and self._families is None:
+                if self._stopping.is_set() and not self._queue and not self._families:
                     return
 
     def _send_traces(self, session: requests.Session) -> None:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(BATCH_TRACES, len(self._queue)))]
+            by_sender: dict[Sender, list[Ended]] = {}
+            for ended, sender in batch:
+                by_sender.setdefault(sender, []).append(ended)
+            reason = ""
             try:
                 message = ExportTraceServiceRequest(
-                    resource_spans=[make_spans(batch, self._resource)]
+                    resource_spans=[make_spans(of, one.resource) for one, of in by_sender.items()]
                 )
                 body = message.SerializeToString()
                 answer = self._send(session, TRACES_PATH, body, RETRY_S)
+                _warn_of_rejected(ExportTraceServiceResponse, answer)
             except Exception as error:
-                self._on_dropped(_name_reason(error), len(batch))
+                reason = _name_reason(error)
                 if not isinstance(error, _Refused | _Away):
                     raise
-                continue
-            self._on_sent(len(batch))
-            _warn_of_rejected(ExportTraceServiceResponse, answer)
+            finally:
+                for sender, of in by_sender.items():
+                    if reason:
+                        sender.dropped[reason] += len(of)
+                    else:
+                        sender.sent += len(of)
+                self._on_change()
 
     def _send_metrics(self, session: requests.Session) -> None:
-        if self._families is None:
-            return
-        (families, at_s), self._families = self._families, None
-        points = make_points(families, self._resource, self._began_s, at_s)
-        message = ExportMetricsServiceRequest(resource_metrics=[points]).SerializeToString()
-        try:
-            answer = self._send(session, METRICS_PATH, message)
-        except (_Refused, _Away):
-            return  # the next totals hold these
-        _warn_of_rejected(ExportMetricsServiceResponse, answer)
+        while self._families:
+            sender, (families, at_s) = self._families.popitem()
+            points = make_points(families, sender.resource, sender.began_s, at_s)
+            message = ExportMetricsServiceRequest(resource_metrics=[points]).SerializeToString()
+            try:
+                answer = self._send(session, METRICS_PATH, message)
+            except (_Refused, _Away):
+                continue  # the next totals hold these
+            _warn_of_rejected(ExportMetricsServiceResponse, answer)
 
     def _send(
         self, session: requests.Session, path: str, body: bytes, pauses_s: Sequence[float] = ()
@@ -215,14 +225,14 @@ class Exporter:
     def _note(self, fault: str | None) -> None:
         """Note whether the collector takes what it is sent; a change is logged."""
         up = fault is None
-        if up == self._up:
+        if up == self.up:
             return
         if not up:
             log.warning("the collector %s takes nothing: %s", self._endpoint, fault)
-        elif self._up is False:
+        elif self.up is False:
             log.info("the collector %s takes telemetry again", self._endpoint)
-        self._up = up
-        self._on_state(up)
+        self.up = up
+        self._on_change()
 
 
 def read_headers(text: str) -> dict[str, str]:

@@ -20,11 +20,10 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.samples import Sample
 
 from thrifty.observe.otlp import conventions as names
 from thrifty.observe.otlp.spans import SCOPE, make_attributes
+from thrifty.observe.recorder.messages import Family, Sample
 
 
 def make_points(

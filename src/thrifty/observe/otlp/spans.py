@@ -22,7 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from thrifty.db.request_log import COLUMNS
 from thrifty.observe.otlp import conventions as names
-from thrifty.observe.trace import Attempt, Ended
+from thrifty.observe.trace import Attempt, Ended, make_span_id
 from thrifty.version import __version__
 
 SCOPE = InstrumentationScope(name="thrifty", version=__version__)
@@ -77,7 +77,7 @@ class _SpanMaker:
         self._ended = ended
         self._row = dict(zip(COLUMNS, ended.row, strict=True))
         self._trace_id = bytes.fromhex(ended.trace.trace_id)
-        self._root_id = bytes.fromhex(ended.trace.span_id)
+        self._root_id = bytes.fromhex(make_span_id())
         # The row has the wall clock's time at which the call was made, right after its first byte.
         self._zero_ns = round(self._row["at_s"] * 1e9) - round(ended.received_s * 1e9)
         self._children = 0

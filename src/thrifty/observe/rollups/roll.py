@@ -154,6 +154,8 @@ class Roller:
     def __init__(self, database: Database, keep: Keep | None = None) -> None:
         self._database = database
         self._keep = keep or Keep()
+        self.is_behind = False
+        """Whether the last step left some of what was there."""
 
     def has_new(self) -> bool:
         """Whether there is something to add. Raises `DatabaseError`."""
@@ -219,6 +221,7 @@ class Roller:
             if one not in counted and not old_after < one <= state.old_until
         ]
         thumbs = read_thumbs(connection, STEP_ROWS)
+        self.is_behind = state.has_old or len(notes) == STEP_NOTES or len(thumbs) == STEP_ROWS
         if not (notes or thumbs or old_after != state.old_after):
             return None
         rows = [*old, *read_rows(connection, numbers)]
