@@ -428,7 +428,7 @@ def test_broken_records_are_set_aside_with_their_numbers(home: Home, tmp_path: P
     [
         ("", "no row is left of 0 records (nothing was read)"),
         ("{\n", "no row is left of 1 records (broken 1; the first: broken, not JSON)"),
-        ('{"a": 1}\n', "the first: format, other_shape"),
+        ('{"a": 1}\n', "the first: format, has none of the fields of a row"),
     ],
 )
 def test_nothing_to_build_of_is_said(home: Home, tmp_path: Path, content: str, said: str) -> None:

@@ -111,6 +111,7 @@ NOT_OF_PERSONS = {
     "table:erasures": "pseudonyms of those who were erased: the record of it",
     "folder:models": "weights; an erasure names those trained on exported rows",
     "folder:run": "processes",
+    "folder:recorder_socket": "a socket",
     "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
     "folder:optimizations": "measurements",

@@ -150,8 +150,9 @@ class LogWriter:
     ) -> None:
         """Queue one row (values in the order of `request_log.COLUMNS`); never waits.
 
-        `make_text` runs later on the writer's thread; `text_bytes` is the memory that it holds until
-        then. What becomes of the row is counted in `tally`. How many rows wait is up to the caller.
+        `make_text` runs later on the writer's thread; `text_bytes` is the memory that it holds
+        until then. What becomes of the row is counted in `tally`. How many rows wait is up to the
+        caller.
         """
         tally = tally or self.tally
         waiting = self._count_waiting()

@@ -41,7 +41,7 @@ from thrifty.observe.trace import Ended
 log = logging.getLogger(__name__)
 
 QUEUE_ROWS = 16_384
-"""Rows that may wait, with those that were handed over and are not written; about 400 bytes each."""
+"""Rows that may wait, with those handed over and not yet written; about 400 bytes each."""
 QUEUE_TEXT_BYTES = 64_000_000
 """Bound on the memory held for texts to come; beyond it, rows are recorded without texts."""
 QUEUE_TRACES = 2048
@@ -78,7 +78,7 @@ class RecorderLine:
     """`start` it on the event loop, `put` there, and `stop` it to hand over the rest."""
 
     def __init__(self, connect: Connect, instance: str, metrics: GatewayMetrics) -> None:
-        """`instance` names this process. What becomes of rows and traces is counted in `metrics`."""
+        """`instance` names this process. `metrics` count what becomes of rows and traces."""
         self._connect = connect
         self._hello = Hello(instance, time.time())
         self._metrics = metrics
@@ -164,8 +164,8 @@ class RecorderLine:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
     def put_metrics(self, families: Iterable[Metric]) -> None:
-        """Have the totals of now sent to the collector. Where the recorder is away or far behind, they
-        are not: the next ones hold them.
+        """Have the totals of now sent to the collector. Where the recorder is away or far behind,
+        they are not: the next ones hold them.
         """
         if self._end is None or self._end.transport.get_write_buffer_size() > FLUSH_BYTES:
             return
@@ -244,7 +244,7 @@ class RecorderLine:
             self._end.transport.write(batch.message)
 
     def _mend(self, rows: Sequence[Handed]) -> list[Handed]:
-        """The rows, with what no message holds replaced where that helps; the others are counted."""
+        """The rows, with what no message holds replaced where that helps; others are counted."""
         mended: list[Handed] = []
         for row, texts in rows:
             fitting: Handed = (tuple(_mend_value(value) for value in row), texts)

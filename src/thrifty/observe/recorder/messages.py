@@ -80,8 +80,8 @@ class Metrics(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True):
-    """What became of what one worker handed over, in totals since it connected, and how the recorder
-    fares.
+    """What became of what one worker handed over, in totals since it connected, and how the
+    recorder fares.
     """
 
     taken: int = 0
