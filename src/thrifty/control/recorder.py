@@ -106,7 +106,9 @@ class RecorderProcess:
             assert process is not None
             await process.wait()
             ends = 1 if time.monotonic() - started_s > STEADY_S else ends + 1
-            log.error("the recorder ended: %s", process.read_log_end())
+            log.error(
+                "the recorder ended (status %s): %s", process.exit_status, process.read_log_end()
+            )
             await asyncio.sleep(BACKOFF_S[min(ends, len(BACKOFF_S)) - 1])
             try:
                 self._process = self._start(listening)
