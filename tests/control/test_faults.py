@@ -153,7 +153,7 @@ async def test_replicas_and_workers_that_die_while_they_are_replaced(home: Home)
 
         def clean() -> bool:
             roles = Counter(role for _, role, _ in find_ours(home.root))
-            return roles == {"replica": 2, "gateway": 2}
+            return roles == {"replica": 2, "gateway": 2, "recorder": 1}
 
         async with asyncio.timeout(60):
             while not clean():
@@ -199,6 +199,8 @@ async def test_a_recorder_that_is_killed_costs_no_request_and_no_row(home: Home)
         async with asking(controller.gateway_url) as clients:
             for turn in range(3):
                 await clients.progress(50)
+                # One that is replaced by another has ended before that one starts.
+                await until(lambda: len(find_recorder()) == 1)
                 (pid,) = find_recorder()
                 os.kill(pid, signal.SIGKILL)
                 await until(lambda pid=pid: find_recorder() not in ([], [pid]))

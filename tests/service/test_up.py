@@ -330,12 +330,12 @@ def test_down_cleans_up_after_a_killed_controller(tmp_path: Path) -> None:
     with running_service(tmp_path, write_spec(tmp_path, replicas=2), "--no-measure") as service:
         service.process.kill()
         service.process.wait()
-        assert len(find_ours(tmp_path)) == 3
+        assert len(find_ours(tmp_path)) == 4
         status = run_thrifty(tmp_path, "status")
         assert f"gateway  {service.url} (running)" in status.stdout
         assert "'thrifty down' stops what is left" in status.stderr
         result = run_thrifty(tmp_path, "down")
-        assert "3 processes of a dead controller ended" in result.stderr
+        assert "4 processes of a dead controller ended" in result.stderr
         assert nothing_left(tmp_path)
         status = run_thrifty(tmp_path, "status")
         assert status.stdout.startswith("Nothing runs. Deployed last: echo. To start a spec:")

@@ -34,7 +34,7 @@ class ObserveSettings(msgspec.Struct, frozen=True):
 
 
 class RecorderSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the recorder is started with: a part of what gateway workers are. Times are in seconds."""
+    """What the recorder is started with: a part of what gateway workers are. Times in seconds."""
 
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL; its password would be visible on a command line."""

@@ -1,4 +1,4 @@
-"""A gateway worker's line to the recorder: the request log, and traces and metrics for a collector."""
+"""A gateway worker's line to the recorder: request log, and traces and metrics for a collector."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def send_metrics(
     collect: Collect,
     line: RecorderLine,
 ) -> None:
-    """Hand over what `collect` gives every so often until the worker ends, if it is sent anywhere."""
+    """Hand over what `collect` gives now and then until the worker ends, if it is sent anywhere."""
     if settings is None or not settings.metrics:
         return
     interval_s = settings.interval_s

@@ -57,8 +57,8 @@ def connect_to(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _shorten(path: Path) -> Iterator[str]:
-    """A name for `path` that is short enough for a socket, valid within the block. Linux reaches any
-    path through an open folder.
+    """A name for `path` that is short enough for a socket, valid within the block. Linux reaches
+    any path through an open folder.
     """
     if len(os.fsencode(path)) <= _MOST_BYTES or sys.platform != "linux":
         yield str(path)
