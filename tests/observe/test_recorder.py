@@ -364,6 +364,7 @@ async def test_traces_that_a_killed_recorder_had_are_counted(tmp_path: Path) -> 
                         for reason in ("recorder_ended", "collector_away")
                     ) == 50
                 )  # fmt: skip
+                assert read(metrics, "traces_exported_total") == 0
 
 
 async def test_traces_wait_up_to_a_bound_and_notable_ones_longer(tmp_path: Path) -> None:

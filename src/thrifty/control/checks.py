@@ -323,12 +323,11 @@ def check_labels(loaded: LoadedSpec, labels: Sequence[tuple[LoadedVersion, str]]
 
 
 def check_families(loaded: LoadedSpec, families: Sequence[Family | None]) -> None:
-    """Refuse versions of different families, and a loop for encoders; None is one that is not known.
+    """Refuse versions of different families, and a loop for what does not answer; None is not known.
     Raises `SpecError`.
     """
-    if {Family.ENCODER, Family.RERANKER}.intersection(
-        families
-    ) and "improve" in loaded.spec.model_fields_set:
+    answers = all(family in (None, Family.DECODER) for family in families)
+    if not answers and "improve" in loaded.spec.model_fields_set:
         loaded.refuse([Problem("improve", NO_LOOP)])
     known = [(index, family) for index, family in enumerate(families) if family is not None]
     for index, family in known[1:]:

@@ -13,7 +13,6 @@ from prometheus_client.metrics_core import Metric
 
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.recorder.line import Connect, RecorderLine
-from thrifty.observe.recorder.recorder import Recorder
 from thrifty.observe.recorder.sockets import connect_to
 from thrifty.observe.settings import OtlpSettings
 from thrifty.observe.trace import Tracer
@@ -39,6 +38,9 @@ async def open_line(
         return None
     connect: Connect = functools.partial(connect_to, Path(settings.recorder_path))
     if not settings.recorder_path:
+        # Imported only here: workers of a service have theirs in another process.
+        from thrifty.observe.recorder.recorder import Recorder
+
         recorder = Recorder(settings, database_url, secret)
         await recorder.start()
         stack.push_async_callback(recorder.stop)
