@@ -45,6 +45,10 @@ class Home:
         """Where gateway workers reach the recorder."""
         return self.run / "recorder.sock"
 
+    def listeners_of(self, gateway_id: str) -> Path:
+        """Where a gateway worker offers its listening sockets to the next controller."""
+        return self.run / f"{gateway_id}.sock"
+
     @property
     def logs(self) -> Path:
         """One log file for each process."""

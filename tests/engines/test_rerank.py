@@ -100,7 +100,8 @@ async def test_scores_are_those_of_pytorch(kind: str, tmp_path: Path) -> None:
         reply = await rerank(url, return_documents=True)
         np.testing.assert_allclose(scores(reply), expected, atol=0.01)
         answer = reply.json()
-        assert [one["index"] for one in answer["results"]] == list(np.argsort(-expected))
+        # The engine's own scores decide between documents that PyTorch scores nearly alike.
+        assert [one["index"] for one in answer["results"]] == np.argsort(-scores(reply)).tolist()
         assert all(one["document"]["text"] == TEXTS[one["index"]] for one in answer["results"])
         tokenizer = TextTokenizer.load(store.folder_of(made[1].id))
         tokens = sum(len(pair.ids) for pair in tokenizer.encode_pairs(QUERY, TEXTS))

@@ -35,9 +35,9 @@ from thrifty.observe.recorder import line as lines
 from thrifty.observe.recorder.line import RecorderLine
 from thrifty.observe.recorder.messages import Kind, RawTexts, Reader, make_message
 from thrifty.observe.recorder.recorder import Recorder
-from thrifty.observe.recorder.sockets import connect_to, listen_at
 from thrifty.observe.settings import ObserveSettings, OtlpSettings, RecorderSettings
 from thrifty.observe.trace import Ended, Trace
+from thrifty.unix_sockets import connect_to, listen_at
 
 until = functools.partial(parts.until, timeout_s=120.0)
 MAIL = "ann.example@example.com"

@@ -180,7 +180,7 @@ class Controller:
         )
         settings = self._make_worker_settings(gateway)
         await self._recorder.apply(settings)
-        await self._gateways.start(settings)
+        await self._gateways.start(settings, [name for _, name in self._old_gateways])
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
         self._tasks.append(asyncio.ensure_future(self._alerting.run()))

@@ -4,7 +4,8 @@ They share one port by several listening sockets (SO_REUSEPORT), over which the 
 connections. The sockets are the controller's, and workers inherit them; a worker that ends, or is
 replaced, leaves its socket behind with the connections that wait in it. A socket is never closed
 while the service runs, because the kernel would reset those: with fewer workers than there once were,
-some listen on two. Each worker also listens on a loopback port of its own, where the others read its
+some listen on two. After a controller that was killed, the next one takes over what its workers
+listen on (`fleet.handover`). Each worker also listens on a loopback port of its own, where the others read its
 metrics. A line of notices (`fleet.notices`) leads to each.
 """
 
@@ -18,13 +19,14 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from thrifty.control.gateway_settings import WorkerSettings
 from thrifty.db.fleet import GatewayRow
 from thrifty.errors import FleetError
+from thrifty.fleet.handover import take_listeners
 from thrifty.fleet.local_replica import BACKOFF_S
 from thrifty.fleet.notices import NoticeLine
 from thrifty.fleet.ports import bind_listener, open_listeners
@@ -95,11 +97,15 @@ class GatewayWorkers:
         for line in self._lines:
             line.send()
 
-    async def start(self, settings: WorkerSettings) -> None:
-        """Start all, and keep them. Returns once each listens. Raises `FleetError`."""
+    async def start(self, settings: WorkerSettings, old: Sequence[str] = ()) -> None:
+        """Start all, and keep them. Returns once each listens. Raises `FleetError`.
+
+        `old` are the names of workers that an earlier controller left: these take over what those
+        listen on.
+        """
         async with self._changing:
             self._settings = settings
-            self._sockets = open_listeners(self._host, self._port, settings.workers)
+            self._sockets = await asyncio.to_thread(self._open_sockets, settings.workers, old)
             # The first one alone: what is wrong is wrong for all, and is said once.
             for group in (range(1), range(1, settings.workers)):
                 await asyncio.gather(*(self._start(index, settings) for index in group))
@@ -150,6 +156,8 @@ class GatewayWorkers:
             listening.close()
         for line in self._lines:
             line.close()
+        for name in [_name(index) for index in range(len(self._sockets))]:
+            self._home.listeners_of(name).unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End all at once."""
@@ -160,6 +168,14 @@ class GatewayWorkers:
     def _grace_s(self) -> float:
         drain_s = self._settings.drain_timeout_s if self._settings is not None else 0.0
         return drain_s + _EXTRA_GRACE_S
+
+    def _open_sockets(self, count: int, old: Sequence[str]) -> list[socket.socket]:
+        offers = [self._home.listeners_of(name) for name in old]
+        taken = [one for path in offers for one in take_listeners(path)]
+        with bind_listener(self._host, self._port) as probe:
+            address = probe.getsockname()
+        kept = [one for one in taken if one.getsockname() == address]
+        return kept + open_listeners(self._host, self._port, max(0, count - len(kept)))
 
     async def _replace_all(self, settings: WorkerSettings) -> None:
         grace_s = self._grace_s

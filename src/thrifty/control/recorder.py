@@ -22,8 +22,8 @@ from thrifty.errors import FleetError
 from thrifty.fleet.local_replica import BACKOFF_S
 from thrifty.fleet.process import RECORDER_ROLE, ManagedProcess, start_process
 from thrifty.home import Home
-from thrifty.observe.recorder.sockets import listen_at
 from thrifty.observe.settings import RecorderSettings
+from thrifty.unix_sockets import listen_at
 
 log = logging.getLogger(__name__)
 

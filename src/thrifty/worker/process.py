@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from thrifty.api.services import ApiServices
+from thrifty.errors import FleetError
+from thrifty.fleet.handover import ListenerOffer
 from thrifty.home import Home
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
@@ -55,6 +57,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         return make_home_services(secrets.database_url, Home(Path(settings.home)))
 
     async with assemble(settings, secrets, make_services if settings.home else None) as parts:
+        offer = _offer_listeners(settings)
         try:
             own_url, url = await _listen(parts.server, settings)
         except OSError as error:
@@ -68,10 +71,25 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
             parts.batches.runner.start()
         await stopping.wait()
         log.info("draining")
+        if offer is not None:
+            offer.close()
         cut = await parts.drain(settings.drain_timeout_s, IDLE_GRACE_S)
         if cut:
             log.warning("%d requests were cut off after %.0f s", cut, settings.drain_timeout_s)
     return 0
+
+
+def _offer_listeners(settings: GatewaySettings) -> ListenerOffer | None:
+    """Offer what this worker listens on to the controller after this one."""
+    if not settings.home or not settings.listen_fds:
+        return None
+    try:
+        return ListenerOffer(
+            Home(Path(settings.home)).listeners_of(settings.id), settings.listen_fds
+        )
+    except FleetError as error:
+        log.warning("the next controller cannot take over the listening sockets: %s", error)
+        return None
 
 
 def _tell_ready(descriptor: int, url: str) -> None:

@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import Metric
 
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.recorder.line import Connect, RecorderLine
-from thrifty.observe.recorder.sockets import connect_to
 from thrifty.observe.settings import OtlpSettings
 from thrifty.observe.trace import Tracer
+from thrifty.unix_sockets import connect_to
 from thrifty.worker.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
