@@ -9,7 +9,7 @@ from pathlib import Path
 
 NAMES = (
     "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
-    "version_shares", "releases", "rollback_latency", "batches", "compression", "compression_memory", "served_tokens", "distillation",
+    "version_shares", "releases", "rollback_latency", "batches", "compression", "compressed_forms", "compression_memory", "served_tokens", "distillation",
     "distillation_choices",
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
     "zero_to_first_token", "wakes", "lambda_cold_start", "image_start",
