@@ -102,6 +102,37 @@ def test_a_worse_version_is_rolled_back(world: World, values: dict, metric: str)
     assert world.routes().choose(world.name()).label == "old"
 
 
+def test_guards_decide_where_nobody_says_what_answers_are_worth(world: World) -> None:
+    world.prepare(family="encoder")
+    world.start()
+    assert world.release.record.plan["primary"] == "guards"
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(10, {})
+    assert world.turn().is_active  # too few conversations yet
+    world.people(200, {})
+    row = world.turn_until(lambda row: not row.is_active)
+    assert row.state == "promoted"
+    assert "no guard is worse" in read_events(world.database, row.id)[-1].why
+
+
+def test_guards_that_decide_roll_back(world: World) -> None:
+    world.prepare()
+    world.start(primary="guards", step={"conversations": 400, "time": 0})
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(400, {}, fails={"new": 0.3})
+    row = world.turn_until(lambda row: not row.is_active)
+    assert (row.state, row.record.verdict) == ("rolled_back", "worse")
+    assert row.record.message.startswith("errors worse")
+
+
+def test_what_a_plan_says_holds_for_every_family() -> None:
+    assert parse_plan(PLAN).suit("encoder").primary == "guards"
+    assert parse_plan({**PLAN, "primary": "acceptance"}).suit("encoder").primary == "acceptance"
+    assert parse_plan(PLAN).suit("decoder").primary is None
+
+
 def test_cold_caches_do_not_count_as_slow(world: World) -> None:
     """The old version answers half of its requests from what it remembers."""
     world.prepare()
@@ -449,6 +480,7 @@ def test_a_judge_needs_texts(world: World) -> None:
     [
         ({"steps": [5, 1, 100]}, "rise and end with 100"),
         ({"steps": [100]}, "cannot be measured in one step"),
+        ({"steps": [100], "primary": "guards"}, "the guards see nothing in one step"),
         ({"primary": "judged"}, r"needs 'shadow\.judge'"),
         ({"shadow": {"judge": "nobody"}}, "neither 'module:function' nor 'deployment:NAME'"),
         ({"stepz": 1}, "stepz: is not a known key; did you mean 'step"),

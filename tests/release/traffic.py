@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import insert
@@ -60,8 +60,9 @@ class World:
     release_id: int = 0
     watch: Watch | None = None
 
-    def prepare(self, *, texts: bool = True, ready: bool = True) -> None:
+    def prepare(self, *, texts: bool = True, ready: bool = True, family: str = "decoder") -> None:
         state = deployment(echo("old", weight=1), echo("new", weight=0))
+        state = replace(state, family=family)
         want(self.database, state, gateway=service(record_prompts=texts))
         save_deployment(self.database, state.row)
         for label in ("old", "new"):

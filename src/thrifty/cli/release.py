@@ -14,6 +14,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table, show_prog
 from thrifty.control.candidate import find_candidate, prepare_candidate
 from thrifty.control.service_api import Actor
 from thrifty.db import Database
+from thrifty.db.desired import read_desired
 from thrifty.db.releases import (
     ReleaseRow,
     describe_release,
@@ -26,7 +27,16 @@ from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.release.manage import RELEASE_ACTS, start_release
-from thrifty.release.plan import JUDGED, RATED, TPOT, TTFT, ReleasePlan, load_plan, parse_plan
+from thrifty.release.plan import (
+    GUARDS,
+    JUDGED,
+    RATED,
+    TPOT,
+    TTFT,
+    ReleasePlan,
+    load_plan,
+    parse_plan,
+)
 from thrifty.service import is_running
 
 
@@ -37,6 +47,7 @@ def run_release(
     plan, home = load_plan(path), find_home()
     with open_home(home) as database:
         label = find_candidate(database, deployment, wanted)
+        plan = plan.suit(read_desired(database).deployments[deployment].family)
         _show_plan(plan, label or wanted, deployment)
         if not yes and not typer.confirm("Release it?", err=True):
             raise typer.Abort
@@ -107,12 +118,18 @@ def _stages(row: ReleaseRow) -> list[str]:
 
 
 def _show_plan(plan: ReleasePlan, candidate: str, deployment: str) -> None:
-    guards = ", ".join(name for name in plan.metrics if name != plan.primary_metric)
+    budget = f"error budget {plan.alpha:.1%}"
     tell(f"{candidate} to {deployment}: {' -> '.join(plan.stages[1:])}")
-    tell(
-        f"Promoted when {plan.primary_metric} is not worse by {plan.margin:.1%}; rolled back when "
-        f"{plan.primary_metric} or one of {guards} is worse (error budget {plan.alpha:.1%})."
-    )
+    if plan.primary == GUARDS:
+        names = ", ".join(plan.metrics)
+        tell(f"Promoted after all steps; rolled back when one of {names} is worse ({budget}).")
+        tell("That nothing broke is all that is tested, not what its answers are worth.")
+    else:
+        guards = ", ".join(name for name in plan.metrics if name != plan.primary_metric)
+        tell(
+            f"Promoted when {plan.primary_metric} is not worse by {plan.margin:.1%}; rolled back "
+            f"when {plan.primary_metric} or one of {guards} is worse ({budget})."
+        )
     if plan.bandit is not None:
         half = plan.bandit.control / 2
         tell(

@@ -13,7 +13,7 @@ from thrifty.release.evidence import (
     Evidence,
     MetricEvidence,
 )
-from thrifty.release.plan import ERRORS, JUDGED, SHADOW, START, ReleasePlan
+from thrifty.release.plan import ERRORS, GUARDS, JUDGED, SHADOW, START, ReleasePlan
 
 NEXT, PROMOTE, ROLL_BACK, PAUSE, ABORT = "next", "promote", "roll_back", "pause", "abort"
 
@@ -101,7 +101,11 @@ def _decide_shadow(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
 
 
 def _promote(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
-    """Promotion, where the primary metric allows it."""
+    """Promotion, where the primary metric allows it, or the guards do."""
+    if plan.primary == GUARDS:
+        hits, count = evidence.assigned
+        why = f"no guard is worse, {hits} of {count} conversations with the candidate"
+        return Decision(plan.then.not_worse, why, NOT_WORSE)
     primary = evidence.metrics[plan.primary_metric]
     if primary.verdict not in (BETTER, NOT_WORSE):
         return None

@@ -70,7 +70,8 @@ def start_release(
     def decide(state: Desired) -> list[DesiredChange]:
         nonlocal record
         there = _find_deployment(state, deployment)
-        _check_log(state, plan)
+        suited = plan.suit(there.family)
+        _check_log(state, suited)
         if new_version is not None and there.find_version(new_version.label) is None:
             added = replace(new_version, weight=0.0, shadow=0.0)
             there = replace(there, versions=(*there.versions, added))
@@ -79,7 +80,7 @@ def start_release(
         assert version is not None
         weights = {one.label: one.weight for one in there.versions}
         record = Record(
-            revision=version.revision, plan=dump_plan(plan), before=weights, weights=weights,
+            revision=version.revision, plan=dump_plan(suited), before=weights, weights=weights,
             shadow=version.shadow, shadow_before=version.shadow, who=who, why=why,
         )  # fmt: skip
         return [DesiredChange(deployment, there)]

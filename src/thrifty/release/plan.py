@@ -11,8 +11,10 @@ from thrifty.errors import ControlError, SpecError
 from thrifty.spec.judges import RemoteJudge, check_judge
 from thrifty.spec.own_file import load_file, parse_data
 from thrifty.spec.section import Count, Duration, Number, Section
+from thrifty.types import Family
 
 ACCEPTANCE, JUDGED, RATED = "acceptance", "judged", "rated"
+GUARDS = "guards"
 ERRORS, TTFT, TPOT, COST = "errors", "ttft", "tpot", "cost"
 START, SHADOW, BANDIT = "start", "shadow", "bandit"
 RATIO_ALPHA = 0.001
@@ -130,10 +132,11 @@ class OutcomePlan(Section):
 class ReleasePlan(Section):
     """How a version is released."""
 
-    primary: Literal["acceptance", "judged", "rated"] | None = Field(
+    primary: Literal["acceptance", "judged", "rated", "guards"] | None = Field(
         None,
-        description="The metric that decides on promotion. Default: `judged` where there is a judge, "
-        "else `acceptance`.",
+        description="The metric that decides on promotion; or `guards`: promoted after all steps "
+        "unless a guard is worse, for versions whose answers nobody judges. Default: `judged` where "
+        "there is a judge, else `acceptance`; for models that answer with numbers `guards`.",
     )
     margin: Number = Field(
         0.05,
@@ -188,10 +191,12 @@ class ReleasePlan(Section):
             raise ValueError("the primary metric 'judged' needs 'shadow.judge'")
         if self.primary == RATED and self.canary.judge is None:
             raise ValueError("the primary metric 'rated' needs 'canary.judge'")
+        if self.primary == GUARDS and len(self.steps) == 1 and self.bandit is None:
+            raise ValueError("the guards see nothing in one step to 100 percent; add a smaller one")
         if self.bandit is not None:
             if "steps" in self.model_fields_set:
                 raise ValueError("a plan has 'steps' or 'bandit', not both")
-            if self.primary_metric == JUDGED:
+            if self.primary in (JUDGED, GUARDS):
                 raise ValueError(
                     "a bandit decides by its control slice; set 'primary' to acceptance or rated"
                 )
@@ -204,7 +209,11 @@ class ReleasePlan(Section):
 
     @property
     def primary_metric(self) -> str:
-        """The metric that decides on promotion."""
+        """The metric that has half of the error budget; it decides on promotion, unless the guards
+        do together: then it is that of failures.
+        """
+        if self.primary == GUARDS:
+            return ERRORS
         judged = self.shadow.judge is not None and self.bandit is None
         return self.primary or (JUDGED if judged else ACCEPTANCE)
 
@@ -240,6 +249,20 @@ class ReleasePlan(Section):
             tolerances.pop(RATED, None)
         primary = self.primary_metric
         return {primary: tolerances.pop(primary, 0.0), **tolerances}
+
+    def suit(self, family: str) -> ReleasePlan:
+        """This plan for models of a family: what embeddings and rankings are worth, nobody says by
+        the answer, so that the guards decide unless the plan says otherwise.
+        """
+        judged = self.shadow.judge is not None or self.canary.judge is not None
+        if (
+            family == Family.DECODER
+            or self.primary is not None
+            or judged
+            or self.bandit is not None
+        ):
+            return self
+        return self.model_copy(update={"primary": GUARDS})
 
 
 def parse_plan(value: Any) -> ReleasePlan:
