@@ -138,7 +138,7 @@ class Demo:
                 },
                 "release": {
                     "shadow": {"judge": "demo.people:prefer", "pairs": self.sizes.pairs},
-                    **self._make_steps(25, 100),
+                    **self._make_steps(50, 100),
                 },
             },
         }  # fmt: skip
