@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.divergence import RESULT, coarse_divergence
 from thrifty.evaluate.reference import Window
@@ -90,14 +92,20 @@ class NarrowedVocabulary:
         [n, size]: that of a removed token counts for the first token that writes it.
         """
         folded = np.empty((len(logprobs), self.size), np.float32)
-        for first in range(0, len(logprobs), ROWS):
+
+        def fold_rows(first: int) -> None:
             rows = logprobs[first : first + ROWS]
             into = folded[first : first + ROWS]
-            np.take(rows, self.old, axis=1, out=into)
+            # Clipping changes no valid index, and spares a copy.
+            np.take(rows, self.old, axis=1, out=into, mode="clip")
             if len(self._gone):
                 mass = np.add.reduceat(np.exp(rows[:, self._gone]), self._starts, axis=1)
                 more = np.log(np.maximum(mass, LEAST_MASS))
                 into[:, self._firsts] = np.logaddexp(into[:, self._firsts], more)
+
+        # NumPy computes on one core, and lets other threads run meanwhile.
+        with ThreadPoolExecutor(len(detect_machine().cores)) as pool:
+            list(pool.map(fold_rows, range(0, len(logprobs), ROWS)))
         return folded
 
     def widen(self, tokens: TokenArray) -> TokenArray:

@@ -143,6 +143,8 @@ class OpenVinoScorer:
         self, logits: Logprobs, ids: TokenArray, rows: Sequence[int]
     ) -> tuple[Logprobs, TokenArray, Logprobs]:
         logprobs, top, normalizer = self._reader.look_up(logits, ids)
+        if len(rows) == len(logits):
+            return logprobs, top, logits - normalizer
         chosen = list(rows)
         full = logits[chosen] - normalizer[chosen]
         return logprobs, top, full
