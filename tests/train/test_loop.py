@@ -17,6 +17,7 @@ from safetensors import SafetensorError  # noqa: E402
 from thrifty.errors import TrainingError  # noqa: E402
 from thrifty.train import lora  # noqa: E402
 from thrifty.train.loop import Trainer, write_tensors  # noqa: E402
+from thrifty.train.schedule import choose_rate  # noqa: E402
 from thrifty.train.settings import LoopSettings  # noqa: E402
 from thrifty.train.state import Objective  # noqa: E402
 
@@ -175,3 +176,15 @@ def test_a_disk_that_is_full_is_said_with_what_to_do(
     with pytest.raises(TrainingError, match=r"No space left .* the same command goes on"):
         write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
     assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_a_student_that_is_near_its_teacher_learns_slowly() -> None:
+    settings = LoopSettings(tokens=10_000, batch_tokens=1024)
+    full = choose_rate(settings, 1024)
+    assert choose_rate(settings, 1024, 2.0) == full
+    rates = [choose_rate(settings, 1024, divergence) for divergence in (0.5, 0.1, 0.02, 0.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == full
+    assert 0 < rates[-1] < rates[2] < full / 4
+    chosen = LoopSettings(tokens=10_000, batch_tokens=1024, learning_rate=1e-3)
+    assert choose_rate(chosen, 1024, 0.01) == 1e-3

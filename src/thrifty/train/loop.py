@@ -118,6 +118,9 @@ class Trainer:
         self._before_s = state.seconds
         if not state.held_out:
             self._note_held_out()
+        if self._objective.is_divergence:
+            before = state.held_out[0][1]
+            self.learning_rate = choose_rate(self._training, self.batch_tokens, before)
         self._require_time_for_a_step()
         self._told_s = time.monotonic()
         self._due_s = self._find_due()

@@ -27,6 +27,7 @@ class NextTokens(Objective):
     """Examples to learn from, and others to evaluate on, by domain."""
 
     unit = "nats per token"
+    is_divergence = True
 
     def __init__(
         self,
