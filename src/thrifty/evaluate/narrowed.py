@@ -33,6 +33,8 @@ from thrifty.text.vocabulary import read_vocabulary
 ROWS = 64
 """Predictions that are folded at a time, so that little memory is used."""
 LEAST_MASS = 1e-30
+SPACE = "\u2581"
+"""What tokenizers without a pre-tokenizer write for a space."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class NarrowedVocabulary:
     def __init__(self, whole: TextTokenizer, narrow: TextTokenizer) -> None:
         """All tokens of `narrow` are tokens of `whole`; see `find_narrowed`."""
         self.narrow = narrow
+        self._whole = whole
         ids, own = whole.tokenizer.get_vocab(), narrow.tokenizer.get_vocab()
         self.size, self.whole_size = narrow.vocabulary_size, whole.vocabulary_size
         self._new = np.full(self.whole_size, -1, np.int64)
@@ -163,6 +166,34 @@ class NarrowedVocabulary:
             np.array(own_groups[1:], np.int64),
         )  # fmt: skip
 
+    def spell_removed(self) -> Iterator[tuple[int, list[int]]]:
+        """The removed tokens, each with the tokens of the smaller vocabulary that write it."""
+        for index in self._gone.tolist():
+            yield index, self._spell(index)
+
+    def is_special(self, tokens: TokenArray) -> BoolArray:
+        """Which tokens of the smaller vocabulary are added ones, such as the end of a text."""
+        return np.isin(self.old[tokens], list(self._added))
+
+    def write_whole(self, tokens: TokenArray) -> list[int]:
+        """The text of tokens of the smaller vocabulary as the whole one's tokenizer writes it; the
+        same tokens where it begins or ends within a character, and of special tokens.
+        """
+        ids: list[int] = self.old[tokens].tolist()
+        if self.is_special(tokens).any():
+            return ids
+        try:
+            text = b"".join(self._bytes[index] for index in ids).decode()
+        except UnicodeDecodeError:
+            return ids
+        if self._whole.tokenizer.pre_tokenizer is None:
+            pieces = text.replace(" ", SPACE)
+            written = [token.id for token in self._whole.tokenizer.model.tokenize(pieces)]
+        else:
+            written = self._whole.encode(text, add_special_tokens=False)
+        before, after = (b"".join(self._bytes[one] for one in some) for some in (ids, written))
+        return written if before == after else ids
+
     def _cut(self, tokens: TokenArray, flags: BoolArray) -> Iterator[tuple[int, int]]:
         """The parts of a text that are written one by one: special tokens alone, and what is
         between them as long as it counts alike.
@@ -244,59 +275,31 @@ def _describe_steps(plan: dict[str, Any]) -> Any:
     return [plan["normalizer"], bare, sorted(one["content"] for one in plan["added_tokens"])]
 
 
-def narrow_teacher(teacher: Ranker, narrowed: NarrowedVocabulary | None) -> Ranker:
-    """A teacher as a student with fewer tokens needs it: it reads and predicts the student's."""
-    if narrowed is None:
-        return teacher
-    return FoldedReference(teacher, narrowed, reads_narrowed=True)
-
-
 class FoldedReference:
     """A reference that predicts in a smaller vocabulary: see `NarrowedVocabulary.fold`."""
 
-    def __init__(
-        self, reference: Ranker, narrowed: NarrowedVocabulary, *, reads_narrowed: bool = False
-    ) -> None:
-        """`reads_narrowed`: the tokens that it is given are of the smaller vocabulary, too."""
-        self._reference: Any = reference
+    def __init__(self, reference: Ranker, narrowed: NarrowedVocabulary) -> None:
+        self._reference = reference
         self._narrowed = narrowed
-        self._reads_narrowed = reads_narrowed
         self.label = reference.label
-        reading = "read-and-" if reads_narrowed else ""
-        self.identity = f"{reference.identity}+{reading}folded-{narrowed.sha256[:16]}"
-        self.tokenizer = narrowed.narrow if reads_narrowed else reference.tokenizer
+        self.identity = f"{reference.identity}+folded-{narrowed.sha256[:16]}"
+        self.tokenizer = reference.tokenizer
         self.vocab_size = narrowed.size
         self.context_length = reference.context_length
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """See `Ranker`. Ids and `full` are of the smaller vocabulary."""
-        ranked = self._reference.rank(self._read(tokens), 1, range(len(tokens) - 1))
-        return self._rank(tokens, ranked, k, rows)
+        from thrifty.graphs.logits import find_largest  # loads OpenVINO
 
-    def rank_with_hidden(self, tokens: TokenArray, k: int) -> tuple[TopTokens, Any]:
-        """See `TorchScorer`."""
-        every = range(len(tokens) - 1)
-        ranked, hidden = self._reference.rank_with_hidden(self._read(tokens), 1, every)
-        return self._rank(tokens, ranked, k, ()), hidden
+        ranked = self._reference.rank(tokens, 1, range(len(tokens) - 1))
+        folded = self._narrowed.fold(ranked.full)
+        ids = find_largest(folded, k)
+        logprobs = np.take_along_axis(folded, ids, 1)
+        return TopTokens(ids, logprobs, ranked.target, folded[list(rows)])
 
     def close(self) -> None:
         """Free the reference."""
         self._reference.close()
-
-    def _read(self, tokens: TokenArray) -> TokenArray:
-        return self._narrowed.widen(tokens) if self._reads_narrowed else tokens
-
-    def _rank(
-        self, tokens: TokenArray, ranked: TopTokens, k: int, rows: Sequence[int]
-    ) -> TopTokens:
-        from thrifty.graphs.logits import find_largest  # loads OpenVINO
-
-        folded = self._narrowed.fold(ranked.full)
-        ids = find_largest(folded, k)
-        target = ranked.target
-        if self._reads_narrowed:
-            target = np.take_along_axis(folded, tokens[1:, None], 1)[:, 0]
-        return TopTokens(ids, np.take_along_axis(folded, ids, 1), target, folded[list(rows)])
 
 
 def compare_narrowed(

@@ -34,7 +34,8 @@ from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
-from thrifty.evaluate.narrowed import NarrowedVocabulary, find_narrowed, narrow_teacher
+from thrifty.evaluate.narrowed import NarrowedVocabulary, find_narrowed
+from thrifty.evaluate.narrowed_teacher import narrow_teacher
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
 from thrifty.evaluate.windows import read_texts
 from thrifty.files import replace_atomically, write_atomically
@@ -47,7 +48,7 @@ HELD_OUT_TOKENS = 8192
 """Held-out tokens at the beginning of each text, over all texts; at most a tenth of them."""
 ENCODER_BATCH = 16
 """Texts in a batch; the loss compares their similarities with one another."""
-VERSION = 4
+VERSION = 5
 """Increase it when training changes, so that students are trained again."""
 
 

@@ -21,7 +21,8 @@ from thrifty.compress.distill.training_examples import (
     RecordedPieces,
     TrainingExamples,
 )
-from thrifty.evaluate.narrowed import find_narrowed, narrow_teacher
+from thrifty.evaluate.narrowed import find_narrowed
+from thrifty.evaluate.narrowed_teacher import narrow_teacher
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.reference import open_record
 from thrifty.text.tokenizer import TextTokenizer
