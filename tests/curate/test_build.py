@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.curate.made import (
@@ -26,6 +27,7 @@ from tests.curate.made import (
     write_text,
 )
 from thrifty.curate.build import build_data, describe_outcome
+from thrifty.curate.select import choose_groups
 from thrifty.data.built import BuiltSet, open_set
 from thrifty.errors import DataError, LeakError, SpecError
 from thrifty.home import Home
@@ -306,6 +308,43 @@ def test_conversations_and_users_are_on_one_side(home: Home, tmp_path: Path) -> 
     ]
     assert sorted(asked) == [0, 9]
     assert by_talk.count("test") == pytest.approx(50, abs=9)
+
+
+def test_rows_that_share_any_of_their_users_are_on_one_side(home: Home, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    # Of each crowd the first two share a row, then the second and the third, and so on.
+    rows = [
+        {
+            "prompt": write_sentence(rng, 10), "chosen": write_sentence(rng, 10),
+            "rejected": write_sentence(rng, 10),
+            "provenance": [{"subjects": [f"u-{crowd}-{n}"]}, {"subjects": [f"u-{crowd}-{n + 1}"]}],
+        }
+        for n in range(6)
+        for crowd in range(20)
+    ]  # fmt: skip
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    built = build(home, [{"path": str(path)}], kind="dpo", split={"test": 0.2, "by": "user"})
+    sides = {
+        split: {name.rpartition("-")[0] for row in built.read(split) for name in row["provenance"]["subjects"]}
+        for split in ("train", "test")
+    }  # fmt: skip
+    assert sides["train"]
+    assert sides["test"]
+    assert not sides["train"] & sides["test"]
+    assert built.count("test") == pytest.approx(24, abs=6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "chosen"),
+    [
+        ([1] * 10, 0.3, [0, 1, 2]), ([90, 4, 3, 3], 0.1, [1, 2, 3]), ([50, 50], 0.1, [0]),
+        ([95, 5], 0.2, [1]), ([9], 0.5, []), ([2, 2, 3, 3], 0.9, [0, 1, 2]), ([1, 1], 0.1, [0]),
+    ],
+)  # fmt: skip
+def test_a_crowd_that_is_most_of_the_rows_is_not_held_out(
+    sizes: list[int], share: float, chosen: list[int]
+) -> None:
+    assert choose_groups(np.array(sizes), share) == chosen
 
 
 def test_the_newest_rows_are_held_out(home: Home, tmp_path: Path) -> None:

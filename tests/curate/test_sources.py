@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +14,23 @@ from hypothesis import strategies as st
 from tests.artifacts.models import write_model
 from tests.curate.made import make_chats, talk, write_lines
 from tests.feedback.test_export import DOWN, UP, respond, say
+from thrifty.cli.data_sets import tell_history
 from thrifty.curate.build import build_data
+from thrifty.curate.making import find_key
 from thrifty.curate.quality import TABLES, judge_text, load_table
 from thrifty.curate.select import pack_rows
+from thrifty.data.built import open_set
 from thrifty.data.token_lengths import identify
 from thrifty.db import Database, open_database
+from thrifty.db.feedback import Item
+from thrifty.db.subjects import open_subjects
 from thrifty.engines.echo.backend import make_tokenizer
+from thrifty.erase.erase import erase_person
 from thrifty.errors import DataError
+from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.home import Home
 from thrifty.text.tokenizer import TextTokenizer
+from thrifty.train.rows import Method, SetAside, read_rows
 
 
 @pytest.fixture
@@ -64,6 +73,55 @@ def test_judged_answers_become_rows_with_their_history(home: Home, database: Dat
         build_data({"kind": "dpo", "sources": [{"log": "echo"}]}, "pairs", home=home)
     with pytest.raises(DataError, match="nobody has judged an answer"):
         build_data({"sources": [{"log": "other"}]}, "none", home=home)
+
+
+def test_of_exported_rows_the_last_turn_alone_is_learned(home: Home, database: Database) -> None:
+    before = [
+        {"role": "user", "content": "What is a sloop?"},
+        {"role": "assistant", "content": "A client wrote this, or nobody judged it."},
+    ]
+    for number in range(1, 9):
+        respond(database, number, f"And the {number}th?", f"It is {number}.", before=before)
+        say(database, number, UP, user=f"u{number}")
+    rows = [*export_rows(database, Form.SFT, open_subjects(database), Skipped())]
+    path = write_lines(home.root / "rows.jsonl", rows)
+    settings: dict[str, Any] = {"deduplicate": {"near": False}, "split": 0}
+    built = build_data({"sources": [{"path": str(path)}], **settings}, "liked", home=home)
+    mixed = {"name": "mixed", "path": str(built.folder / built.files[0].path)}
+    again = build_data({"sources": [mixed], **settings}, "again", home=home)
+    for one in (built, again):
+        paths = [one.folder / file.path for file in one.files]
+        read = list(read_rows(paths, Method.SFT, SetAside()))
+        assert [row.learned for row in read] == [{3}] * 8
+        history = one.read_row(0)[1]["provenance"]
+        assert history["judged"] == "liked"
+        assert history["feedback"] == [f"fb-{history['response']}"]
+        assert find_key(one.read_row(0)[1], "sft") in {row.key for row in read}
+
+
+def test_a_pair_is_of_all_its_persons(home: Home, database: Database) -> None:
+    for number in range(1, 7):
+        question = f"What is the {(number + 1) // 2}th question, please?"
+        user = "ann" if number % 2 else "bob"
+        respond(database, number, question, f"It is {number}.", end_user=user)
+        say(database, number, UP if number % 2 else DOWN, user=user)
+    respond(database, 7, "What does ann ask alone?", "Nothing.", end_user="ann")
+    say(database, 7, Item("correction", text="This."), user="ann")
+    rows = [*export_rows(database, Form.DPO, open_subjects(database), Skipped())]
+    path = write_lines(home.root / "pairs.jsonl", rows)
+    recipe = {"kind": "dpo", "sources": [{"path": str(path)}], "deduplicate": {"near": False}}
+    built = build_data({**recipe, "split": 0}, "pairs", home=home)
+    path.unlink()
+    assert built.count() == 4
+    pair = next(row for row in built.read() if len(row["provenance"]["subjects"]) == 2)
+    told = "\n".join(tell_history(pair["provenance"], "train", built))
+    assert f"responses {pair['provenance']['responses']}" in told
+    assert all(name in told for name in pair["provenance"]["feedback"])
+    assert len(pair["provenance"]["feedback"]) == 2
+    assert erase_person(database, home, "bob").counts["rows of data sets"] == 3
+    left = open_set(home.datasets, "pairs")
+    left.check()
+    assert [row["chosen"][0]["content"] for row in left.read()] == ["This."]
 
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,37 @@ def test_rows_are_erased_and_the_rest_stays_readable(tmp_path: Path) -> None:
     assert list(after.read("train")) == [row for row in texts(9) if "row 3 " not in row["text"]]
     assert list(after.read("test")) == texts(1, 10)
     assert erase_rows(after, lambda row: False, 6.0) == 0
+
+
+class Stopped(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("done", range(4), ids=lambda done: f"{done}-replaced")
+def test_an_erasure_that_is_interrupted_is_ended_by_the_next(
+    tmp_path: Path, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_rows(tmp_path, "notes", {"train": texts(9), "test": texts(2, 9)})
+
+    def is_doomed(row: Any) -> bool:
+        return row["text"].startswith(("row 3 ", "row 9 "))
+
+    left, replace = iter(range(done)), os.replace
+
+    def stop(*paths: Path) -> None:
+        if next(left, None) is None:
+            raise Stopped
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thrifty.files.os.replace", stop)
+        with pytest.raises(Stopped):
+            erase_rows(open_set(tmp_path, "notes"), is_doomed, 5.0)
+    (open_set(tmp_path, "notes").folder / ".train-00000.jsonl-1-abc").write_text("half a file")
+    erase_rows(open_set(tmp_path, "notes"), is_doomed, 6.0)
+    after = open_set(tmp_path, "notes")
+    after.check()
+    assert (after.count("train"), after.count("test")) == (8, 1)
+    assert not any(is_doomed(row) for split in ("train", "test") for row in after.read(split))
+    assert sum(one["rows"] for one in after.manifest["erased"]) == 2
+    assert not list(after.folder.glob(".*"))

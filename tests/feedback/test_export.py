@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,16 @@ def database(home: Home) -> Iterator[Database]:
     database.close()
 
 
-def respond(database: Database, number: int, question: str, answer: str, **values: Any) -> None:
+def respond(
+    database: Database, number: int, question: str, answer: str, *, before: Sequence[Any] = (),
+    **values: Any,
+) -> None:  # fmt: skip
     row = dict.fromkeys(COLUMNS) | {
         "id": number, "at_s": float(number), "endpoint": "/v1/chat/completions", "status": 200,
         "stream": False, "attempts": 1, "e2e_ms": 1.0, "deployment": "echo", "version": "v1",
         "tenant": "red", "end_user": "ann", **values,
     }  # fmt: skip
-    prompt = json.dumps([{"role": "user", "content": question}])
+    prompt = json.dumps([*before, {"role": "user", "content": question}])
     entry = Entry(tuple(row[name] for name in COLUMNS), (prompt, answer))
     assert RequestLog(database).write([entry]) == []
 

@@ -12,12 +12,20 @@ from tests.control.running import deployment, echo, service, want
 from tests.improve.test_trusted import add, give, make_turn
 from tests.release.traffic import World
 from thrifty.artifacts import Store
+from thrifty.artifacts.tokenizer_files import write_tokenizer
+from thrifty.data.built import open_set
 from thrifty.db import Database, open_database
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.improve import NOTHING, begin_step, create_run
+from thrifty.engines.server.prompt import build_prompt
+from thrifty.engines.server.tools import parse_tools
 from thrifty.home import Home
 from thrifty.improve.collect import collect
-from thrifty.improve.turn import Turn, TurnEnds
+from thrifty.improve.estimate import describe_turn
+from thrifty.improve.turn import Turn, TurnEnds, leave_texts
+from thrifty.text.tokenizer import TextTokenizer
+from thrifty.train.examples import encode_row
+from thrifty.train.rows import Method, SetAside, read_rows
 
 
 @pytest.fixture
@@ -27,13 +35,15 @@ def database(home: Home) -> Iterator[Database]:
     made.close()
 
 
-def begin(database: Database, home: Home, **settings: Any) -> tuple[World, Turn]:
+def begin(
+    database: Database, home: Home, *, redact: bool = True, **settings: Any
+) -> tuple[World, Turn]:
     """A service that serves a stored model, and a turn that begins to collect."""
     world = World(database)
     world.prepare()
     artifact = add(Store(home.models), "base", 1.0)[1].id
     old = replace(echo("old", weight=1), artifact=artifact)
-    want(database, deployment(old), gateway=service(record_prompts=True))
+    want(database, deployment(old), gateway=service(record_prompts=True, record_redact=redact))
     run = create_run(database, "m", settings, began_by="command", who="test")
     begin_step(database, run, "collect", {})
     return world, make_turn(database, home, settings, run)
@@ -64,3 +74,58 @@ def test_feedback_of_which_every_row_is_too_long_is_nothing(database: Database, 
     with pytest.raises(TurnEnds, match="no row is left of 60 records") as ended:
         collect(turn)
     assert ended.value.state == NOTHING
+
+
+def test_one_user_alone_decides_nothing(database: Database, home: Home) -> None:
+    world, turn = begin(database, home, rows=12)
+    for number in range(12):
+        response = give(world, f"What is number {number}?", "No idea.", up=False, user="eve")
+        correct(world, response, f"It is {number}.", "eve")
+    for user in ("ann", "bob"):
+        give(world, f"What does {user} ask?", "This.", up=True, user=user)
+    with pytest.raises(
+        TurnEnds, match=r"3 rows are left .* 11 are beyond one user's share"
+    ) as ended:
+        collect(turn)
+    assert ended.value.state == NOTHING
+    assert "3 rows are left" in describe_turn(turn)["problem"]
+
+
+def test_what_is_learned_is_what_was_served_and_judged(database: Database, home: Home) -> None:
+    world, turn = begin(database, home, redact=False, rows=12)
+    before = [
+        {"role": "user", "content": "Who\r\nare you?"},
+        {"role": "assistant", "content": "A client wrote this."},
+    ]
+    asked = "Cafe\u0301 number {} at\r\n+49 30 901820?\x0b"
+    for number in range(16):
+        user = "eve" if number < 8 else f"user-{number % 4}"
+        given = {"up": False, "user": user, "before": before}
+        response = give(world, asked.format(number), "No idea.", **given)
+        correct(world, response, f"Aye {number}.", user)
+    found = collect(turn)
+    assert found["method"] == "sft"
+    assert found["no_row"] == {"beyond_share": 4}, "eve is behind a third of twelve rows"
+    built = open_set(home.datasets, found["data"])
+    assert built.count() == 12
+    _, artifact = Store(home.models).find("base")
+    folder = home.root / "tokenizer"
+    folder.mkdir()
+    write_tokenizer(Store(home.models).folder_of(artifact.id), folder, artifact)
+    tokenizer = TextTokenizer.load(folder)
+    served = {
+        tuple(build_prompt({"messages": [*before, said]}, tokenizer, parse_tools({})).ids)
+        for number in range(16)
+        for said in [{"role": "user", "content": asked.format(number)}]
+    }
+    paths = [built.folder / file.path for file in built.files]
+    for row in read_rows(paths, Method.SFT, SetAside()):
+        (example,) = encode_row(row, Method.SFT, tokenizer, 512)
+        assert not isinstance(example, str)
+        (text,) = example.texts
+        ((begin_, _),) = text.spans
+        assert tuple(text.tokens[:begin_]) in served
+
+
+def test_texts_are_redacted_where_the_service_redacts(database: Database, home: Home) -> None:
+    assert leave_texts(begin(database, home)[1])["redact"] == {}

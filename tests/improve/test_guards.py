@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from thrifty.db.feedback import Judged, Judgement
 from thrifty.feedback.export import decide
 from thrifty.improve.collect import bound_own
-from thrifty.improve.guards import compare_shares, find_outliers, sift_feedback
+from thrifty.improve.guards import bound_users, compare_shares, find_outliers, sift_feedback
 from thrifty.spec.improve import ImproveGuardsSpec
 
 _ids = itertools.count(1)
@@ -118,6 +120,52 @@ def test_the_same_answer_liked_and_disliked_is_decided_by_the_majority() -> None
     other = answer(thumb("bob", False), tenant="b")
     unknown = answer(thumb("bob", False))
     assert sift_same(*likes, other, unknown) == [(1, True), (1, True), (1, False), (1, False)]
+
+
+def row(one: Judged, source: str) -> dict[str, Any]:
+    return {"provenance": {"response": one.response, "source": source}}
+
+
+def count_behind(rows: list[dict[str, Any]], judged: list[Judged]) -> Counter[str]:
+    users = {one.response: one.judgements[0].user or "" for one in judged}
+    return Counter(users[row["provenance"]["response"]] for row in rows)
+
+
+def test_no_user_is_behind_more_than_his_share_of_the_rows() -> None:
+    eve = [answer(correct("eve", f"Say {n}.")) for n in range(50)]
+    others = [answer(thumb("ann", True)), answer(thumb("bob", True))]
+    judged = [*eve, *others]
+    rows = [*(row(one, "correction") for one in eve), *(row(one, "liked") for one in others)]
+    kept, gone = bound_users(rows, judged, 3)
+    assert gone == 49
+    assert count_behind(kept, judged) == {"eve": 1, "ann": 1, "bob": 1}
+    assert bound_users(rows[:51], judged, 3) == ([], 51), "of two users nothing is learned"
+    assert bound_users(rows, judged, 1) == (rows, 0)
+    # The more the others say, the more of one user counts.
+    more = [answer(correct(f"user-{n % 4}", "So it is.")) for n in range(40)]
+    judged += more
+    kept, gone = bound_users([*rows, *(row(one, "correction") for one in more)], judged, 3)
+    assert count_behind(kept, judged)["eve"] == 21
+    assert len(kept) == 63
+
+
+def test_who_thumbs_what_another_corrects_is_not_behind_the_correction() -> None:
+    eve = [
+        answer(correct("eve", f"Say {n}."), thumb("ann", False), thumb("bob", False))
+        for n in range(30)
+    ]
+    assert bound_users([row(one, "correction") for one in eve], eve, 3) == ([], 30)
+    # Behind the disliked answer are those who dislike it, and not who disagrees.
+    disliked = [
+        answer(thumb("ann", False), thumb("bob", False), thumb("eve", True)) for _ in range(30)
+    ]
+    rows = [row(one, "disliked") for one in disliked]
+    assert bound_users(rows, disliked, 2) == (rows, 0)
+    assert bound_users(rows, disliked, 3) == ([], 30)
+    liked = answer(thumb("cid", True))
+    sides = [row(one, "same prompt")["provenance"] for one in (liked, disliked[0])]
+    pairs = [{"provenance": sides}] * 3
+    assert bound_users(pairs, [liked, *disliked], 3) == (pairs, 0)
 
 
 def test_the_share_of_own_answers_is_bounded() -> None:

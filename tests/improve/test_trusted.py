@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,11 @@ def make_turn(database: Database, home: Home, settings: dict[str, Any], run: Any
     )  # fmt: skip
 
 
-def give(world: World, question: str, said: str, *, up: bool, user: str) -> int:
+def give(
+    world: World, question: str, said: str, *, up: bool, user: str, before: Sequence[Any] = ()
+) -> int:
     number, _ = world.answer()
-    prompt = json.dumps([{"role": "user", "content": question}])
+    prompt = json.dumps([*before, {"role": "user", "content": question}])
     with world.database.begin() as connection:
         connection.execute(
             insert(request_texts).values(

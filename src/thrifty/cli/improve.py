@@ -107,6 +107,8 @@ def run_dry(deployment: str, *, as_json: bool) -> None:
     )
     for name, number in found["left_out"].items():
         print_line(f"  left out by guards.{name}: {number} judgements")
+    if found["share"]:
+        print_line(f"  left out by guards.users: {found['share']} rows beyond one user's share")
     print_line(
         f"{found['parent']} would learn {found['rows']} rows ({found['tokens']:,} tokens) by "
         f"{found['method']} and become {found['makes']}, judged beside {found['serving']}"

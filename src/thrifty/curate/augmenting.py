@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from thrifty.curate.augment_section import Augment
+from thrifty.curate.history import join_named
 from thrifty.curate.leaks import Item, LeakIndex, find_leaks, make_index
 from thrifty.curate.making import (
     ANSWER_TOKENS,
@@ -385,16 +386,13 @@ def _say(form: Row) -> str:
 
 def describe_row(wish: Wish, rows: Sequence[Row], model: str, kind: str) -> Row:
     """The history of a new row: that of the rows that it was made from, and how. It is of all the
-    persons that these are of, so that none is forgotten without it.
+    persons that these are of, so that none is forgotten without it, and of their feedback: nobody
+    judged the turns that it takes over from them.
     """
     known = [row["provenance"] for row in rows]
-    merged = {
-        name: sorted({value for one in known for value in one.get(name) or ()})
-        for name in ("responses", "subjects")
-    }
     return {
         "source": known[0]["source"], "path": known[0]["path"], "line": known[0]["line"],
-        "sha256": known[0]["sha256"], **{name: values for name, values in merged.items() if values},
+        "sha256": known[0]["sha256"], **join_named(known),
         "made": {
             "method": wish.method, "model": model,
             "rows": [{name: one[name] for name in ("path", "line", "sha256")} for one in known],

@@ -164,7 +164,7 @@ def can_be_answered(row: Row) -> bool:
 
 def find_key(row: Row, kind: str) -> str:
     """What a training knows the row's prompt by (`train.rows.Row.key`)."""
-    plain = {name: value for name, value in row.items() if name not in ("made", "provenance")}
+    plain = {name: value for name, value in row.items() if name != "made"}
     found = parse_row(json.dumps(plain).encode(), 0, Method(kind))
     return found.key if isinstance(found, TrainingRow) else ""
 

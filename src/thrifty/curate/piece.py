@@ -7,6 +7,7 @@ processes, and a build that was interrupted, come to the same bytes. Written for
     NNNNN.facts.npy     a record of `FACTS` for each of them
     NNNNN.bands.u64     the keys of their bands: [bands, rows]
     NNNNN.unique.u32    the sequences of each row, sorted, by which near-duplicates are verified
+    NNNNN.persons.u64   whose the rows are: [pairs, 2], the number of a row and a person's checksum
     NNNNN.json          counts, samples and set-aside records; it is written last
 """
 
@@ -18,7 +19,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.curate.clean import extract_article, find_language, make_cleaner
+from thrifty.curate.history import describe_history, list_entries, read_time
 from thrifty.curate.leaks import LeakIndex, find_leaks, load_index
 from thrifty.curate.quality import Table, judge_text, load_table
 from thrifty.curate.read import Broken, Record, encode, read_piece
@@ -62,8 +63,8 @@ from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
 
 FACTS = np.dtype([
-    ("digest", "<u8", 2), ("conversation", "<u8"), ("user", "<u8"), ("time", "<f8"),
-    ("tokens", "<i4"), ("language", "S8"), ("label", "i1"), ("source", "<i4"), ("begin", "<i8"),
+    ("digest", "<u8", 2), ("conversation", "<u8"), ("time", "<f8"), ("tokens", "<i4"),
+    ("language", "S8"), ("label", "i1"), ("source", "<i4"), ("begin", "<i8"),
     ("bytes", "<i4"), ("unique", "<i8"), ("unique_count", "<i4"),
 ])  # fmt: skip
 """What later stages know of a row: checksums of its words, its groups, time (NaN: none) and length,
@@ -189,8 +190,6 @@ class PieceMaker:
         provenance["sha256"] = hashlib.sha256(encode_record(record)).hexdigest()
         known = self._describe(record, source.fields, provenance)
         known["source"] = file.source
-        if source.log is not None:
-            provenance |= _describe_log(record.get("provenance"))
         try:
             row = make_row(record, self._recipe.kind, source.shape, source.fields)
         except Misshapen as fault:
@@ -204,28 +203,23 @@ class PieceMaker:
         return row, known
 
     def _describe(self, record: Record, fields: Any, provenance: dict[str, Any]) -> dict[str, Any]:
-        """The groups and the time of a record."""
+        """The groups and the time of a record; what it says of its history goes to `provenance`."""
+        given = record.get("provenance")
+        provenance |= describe_history(given)
         user, conversation = record.get(fields.user), record.get(fields.conversation)
-        known: dict[str, Any] = {
-            "user": 0,
-            "conversation": 0,
-            "time": _read_time(record.get(fields.time)),
-        }
         if isinstance(user, str | int) and not isinstance(user, bool) and user != "":
             # The name itself stands nowhere: whoever forgets a person looks for the pseudonym.
-            provenance["subjects"] = [self._subjects.name("", str(user))]
-            known["user"] = hash_text(provenance["subjects"][0])
+            name = self._subjects.name("", str(user))
+            provenance["subjects"] = sorted({name, *provenance.get("subjects", ())}, key=str)
+        known: dict[str, Any] = {
+            "persons": [hash_text(str(name)) for name in provenance.get("subjects", ())],
+            "conversation": 0,
+        }
         if isinstance(conversation, str | int) and conversation != "":
             known["conversation"] = hash_text(f"{provenance['source']}\n{conversation}")
-        given = record.get("provenance")
-        for one in given if isinstance(given, list) else [given]:
-            if not isinstance(one, dict):
-                continue
-            if one.get("subjects") and not known["user"]:
-                provenance.setdefault("subjects", list(one["subjects"]))
-                known["user"] = hash_text(str(one["subjects"][0]))
-            if math.isnan(known["time"]):
-                known["time"] = _read_time(one.get("at"))
+        times = [record.get(fields.time), *(one.get("at") for one in list_entries(given))]
+        read = (time for time in map(read_time, times) if not math.isnan(time))
+        known["time"] = next(read, math.nan)
         return known
 
     def _excerpt(self, text: str) -> str:
@@ -377,7 +371,8 @@ class _PieceFiles:
         self._unique = (work / f"{number:05d}.unique.u32").open("wb")
         self._facts: list[Facts] = []
         self._bands: list[npt.NDArray[np.uint64]] = []
-        self._begin = self._unique_count = 0
+        self._persons: list[tuple[int, int]] = []
+        self._begin = self._unique_count = self._count = 0
 
     def add(
         self,
@@ -396,7 +391,7 @@ class _PieceFiles:
             line = encode(row)
             question = find_question(row) or join_compared(row)
             facts[number]["conversation"] = known["conversation"] or hash_text(question)
-            facts[number]["user"] = known["user"]
+            self._persons += [(self._count + number, one) for one in known["persons"]]
             facts[number]["time"] = known["time"]
             facts[number]["tokens"] = known["tokens"]
             facts[number]["source"] = known["source"]
@@ -418,6 +413,7 @@ class _PieceFiles:
             self._unique.write(unique.tobytes())
             self._unique_count += len(unique)
         self._facts.append(facts)
+        self._count += len(batch)
         tally.rows += len(batch)
 
     def close(self, tally: Tally) -> None:
@@ -425,6 +421,9 @@ class _PieceFiles:
         self._rows.close()
         self._unique.close()
         facts = np.concatenate(self._facts) if self._facts else np.zeros(0, FACTS)
+        self._base.with_suffix(".persons.u64").write_bytes(
+            np.array(self._persons, np.uint64).tobytes()
+        )
         np.save(self._base.with_suffix(".facts.npy"), facts, allow_pickle=False)
         if self._bands:
             self._base.with_suffix(".bands.u64").write_bytes(
@@ -465,38 +464,6 @@ def encode_record(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode(
         "utf-8", "surrogatepass"
     )
-
-
-def _describe_log(given: Any) -> dict[str, Any]:
-    """What a row of the request log says of where it came from."""
-    found = [
-        one for one in (given if isinstance(given, list) else [given]) if isinstance(one, dict)
-    ]
-    if not found:
-        return {}
-    said = {
-        key: found[0][key] for key in ("response", "deployment", "version", "at") if key in found[0]
-    }
-    responses = [one["response"] for one in found if "response" in one]
-    subjects = sorted({name for one in found for name in one.get("subjects") or ()})
-    feedback = [name for one in found for name in one.get("feedback") or ()]
-    return {
-        **said, "judged": found[0].get("source"), "responses": responses, "feedback": feedback,
-        "subjects": subjects,
-    }  # fmt: skip
-
-
-def _read_time(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, datetime):
-        return value.timestamp()
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            return math.nan
-    return math.nan
 
 
 def _count_pseudonyms(text: str) -> Counter[str]:

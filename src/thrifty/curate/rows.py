@@ -53,6 +53,15 @@ class Rows:
         for piece in range(len(self.counts)):
             yield piece, np.load(self._work / f"{piece:05d}.facts.npy", allow_pickle=False)
 
+    def read_persons(self) -> tuple[I64, U64]:
+        """The numbers of rows, and beside each the checksum of a person whom the row is of."""
+        found = [np.zeros((0, 2), np.uint64)]
+        for piece, start in enumerate(self.starts[:-1]):
+            data = (self._work / f"{piece:05d}.persons.u64").read_bytes()
+            found.append(np.frombuffer(data, np.uint64).reshape(-1, 2) + np.array([start, 0], "u8"))
+        pairs = np.concatenate(found)
+        return pairs[:, 0].astype(np.int64), pairs[:, 1]
+
     def read_band(self, band: int) -> Iterator[tuple[int, U64]]:
         """The keys of one band: the number of the first row, and the keys of those from it on."""
         for piece, count in enumerate(self.counts):

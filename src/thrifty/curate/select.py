@@ -110,21 +110,27 @@ def split_rows(rows: Rows, alive: Bools, recipe: Recipe) -> Bools:
     for stratum in np.unique(strata):
         mine = np.flatnonzero(strata == stratum)
         mine = mine[np.argsort(order[mine], kind="stable")]
-        test[mine[: _count_groups(sizes[mine], recipe.split.test)]] = True
+        test[mine[choose_groups(sizes[mine], recipe.split.test)]] = True
     held[chosen] = test[groups]
     return held
 
 
-def _count_groups(sizes: I64, share: float) -> int:
-    """How many of the first groups come nearest to a share of the rows: at least one, and never all
-    of them, where there are two.
+def choose_groups(sizes: I64, share: float) -> list[int]:
+    """The places of the first groups that come nearest to a share of the rows: at least one, and
+    never all of them, where there are two. A group that is far larger than what is still to be held
+    out is passed over: users who share rows with others in a chain may have most of the rows.
     """
     if len(sizes) < 2:
-        return 0
-    wanted = share * sizes.sum()
-    total = np.cumsum(sizes)
-    count = int(np.argmin(np.abs(total - wanted))) + 1
-    return min(max(1, count), len(sizes) - 1)
+        return []
+    left = share * float(sizes.sum())
+    chosen = []
+    for place, size in enumerate(sizes.tolist()):
+        if left <= 0.5:
+            break
+        if size < 2 * left:
+            chosen.append(place)
+            left -= size
+    return (chosen or [int(np.argmin(sizes))])[: len(sizes) - 1]
 
 
 def _find_newest(rows: Rows, chosen: I64, groups: I64) -> npt.NDArray[np.float64]:
@@ -144,25 +150,32 @@ def _find_groups(rows: Rows, chosen: I64, by: Sequence[str]) -> I64:
     """For each chosen row the number of its group, counted from 0: rows that share any of the named
     things are in one group, and so are those that they share another with.
     """
+    links = [_find_links(rows, chosen, name) for name in by]
     groups = np.arange(len(chosen))
-    keys = []
-    for name in by:
-        values = rows.column(name)[chosen].astype(np.uint64)
-        if name == "source":
-            values += np.uint64(1)
-        # Rows of no known user or conversation share nothing.
-        inverse = np.unique(values, return_inverse=True)[1].astype(np.int64)
-        inverse[values == 0] = inverse.max(initial=0) + 1 + np.flatnonzero(values == 0)
-        keys.append(np.unique(inverse, return_inverse=True)[1].astype(np.int64))
     while True:
-        before = groups
-        for key in keys:
-            least = np.full(key.max(initial=0) + 1, len(chosen), np.int64)
-            np.minimum.at(least, key, groups)
-            groups = np.minimum(groups, least[key])
+        before = groups.copy()
+        for places, keys in links:
+            least = np.full(keys.max(initial=0) + 1, len(chosen), np.int64)
+            np.minimum.at(least, keys, groups[places])
+            np.minimum.at(groups, places, least[keys])
         groups = groups[groups]
         if (groups == before).all():
             return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def _find_links(rows: Rows, chosen: I64, name: str) -> tuple[I64, I64]:
+    """Places among the chosen rows, and beside each the number of a thing that the row there has. A
+    row may have several users, or none.
+    """
+    if name == "user":
+        numbers, values = rows.read_persons()
+        place_of = np.full(len(rows), -1, np.int64)
+        place_of[chosen] = np.arange(len(chosen))
+        places = place_of[numbers]
+        places, values = places[places >= 0], values[places >= 0]
+    else:
+        places, values = np.arange(len(chosen)), rows.column(name)[chosen]
+    return places, np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 # Order and packs

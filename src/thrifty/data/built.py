@@ -29,7 +29,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -361,43 +361,63 @@ def erase_rows(built: BuiltSet, is_doomed: Callable[[Row], bool], at_s: float) -
     """Take rows out of a published version, for a person who is to be forgotten; returns how many.
 
     The manifest notes how many and when. Packs go, because the numbers of their rows are others
-    now. Raises `OSError`.
+    now. If it is interrupted, the same call ends it. Raises `OSError` and `DataError`.
     """
-    files: list[RowFile] = []
+    for left_behind in built.folder.glob(".*.jsonl-*"):
+        left_behind.unlink(missing_ok=True)  # of an erasure that was killed; see `thrifty.files`
     removed = 0
-    for one in built.files:
-        path = built.folder / one.path
-        with path.open("rb") as file:
-            doomed = {number for number, line in enumerate(file) if is_doomed(_parse(line, built))}
+    for place, one in enumerate(built.files):
+        doomed, left = _find_doomed(built, one, is_doomed)
         if not doomed:
-            files.append(one)
             continue
-        digest = hashlib.sha256()
-        size = 0
+        for split in SPLITS:
+            (built.folder / f"{split}.packs.jsonl").unlink(missing_ok=True)
+        # Before the rows go: whoever finds them there again comes to the same file, while a file
+        # without them would not tell that the manifest is to be changed.
+        built = _note_erased(built, place, left, at_s)
+        path = built.folder / one.path
         with (
             replace_atomically(path, mode=0o600) as temporary,
             path.open("rb") as file,
             temporary.open("wb") as target,
         ):
-            for number, line in enumerate(file):
-                if number not in doomed:
-                    target.write(line)
-                    digest.update(line)
-                    size += len(line)
+            target.writelines(line for number, line in enumerate(file) if number not in doomed)
         removed += len(doomed)
-        files.append(RowFile(one.split, one.path, one.rows - len(doomed), size, digest.hexdigest()))
-    if removed:
-        for split in SPLITS:
-            (built.folder / f"{split}.packs.jsonl").unlink(missing_ok=True)
-        _note_erased(built, files, removed, at_s)
     return removed
 
 
-def _note_erased(built: BuiltSet, files: Sequence[RowFile], removed: int, at_s: float) -> None:
-    erased = [*built.manifest.get("erased", []), {"at_s": at_s, "rows": removed}]
-    manifest = {**built.manifest, "files": [vars(one) for one in files], "erased": erased}
+def _find_doomed(
+    built: BuiltSet, one: RowFile, is_doomed: Callable[[Row], bool]
+) -> tuple[set[int], RowFile]:
+    """The numbers of the lines of a file that have to go, and what the file is without them."""
+    doomed: set[int] = set()
+    digest = hashlib.sha256()
+    rows = size = 0
+    with (built.folder / one.path).open("rb") as file:
+        for number, line in enumerate(file):
+            if is_doomed(_parse(line, built)):
+                doomed.add(number)
+            else:
+                digest.update(line)
+                rows += 1
+                size += len(line)
+    return doomed, RowFile(one.split, one.path, rows, size, digest.hexdigest())
+
+
+def _note_erased(built: BuiltSet, place: int, left: RowFile, at_s: float) -> BuiltSet:
+    """Note what a file becomes, and how many rows were erased at that time."""
+    gone = built.files[place].rows - left.rows
+    files = [*built.files[:place], left, *built.files[place + 1 :]]
+    erased = {one["at_s"]: one["rows"] for one in built.manifest.get("erased", [])}
+    if gone:
+        erased[at_s] = erased.get(at_s, 0) + gone
+    manifest = {
+        **built.manifest, "files": [vars(one) for one in files],
+        "erased": [{"at_s": time_s, "rows": rows} for time_s, rows in erased.items()],
+    }  # fmt: skip
     text = json.dumps(manifest, indent=1) + "\n"
     write_atomically(built.folder / MANIFEST, text, mode=0o600)
+    return _load(built.folder)
 
 
 def digest_file(path: Path) -> str:

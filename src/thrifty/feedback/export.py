@@ -57,6 +57,7 @@ REASONS = {
     "same": "corrected to what was answered",
     "unreadable": "whose texts cannot be read",
     "unlike": "whose prompt cannot be made again (continued, cut, or with too much to keep)",
+    "beyond_share": "beyond one user's share of the rows (1 divided by improve.guards.users)",
 }
 """Why a judged response gives no row, completing "responses ..."."""
 

@@ -1,14 +1,16 @@
 """The first step: from what users said to a built data set, within bounds that are counted.
 
 Feedback is read from the request log, sifted (`guards`), made rows of the method's form, bounded in
-what the loop's own versions said, and built into a data set (`curate`), which cleans, redacts,
-deduplicates and keeps rows apart from what models are judged by.
+what one user is behind and in what the loop's own versions said, and built into a data set
+(`curate`), which deduplicates and keeps rows apart from what models are judged by. Texts stay as
+they were served and recorded.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from thrifty.errors import DataError, NoRowsError
 from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
-from thrifty.improve.guards import Sifted, hash_answer, sift_feedback
+from thrifty.improve.guards import Sifted, bound_users, hash_answer, sift_feedback
 from thrifty.improve.signal import find_signal
 from thrifty.improve.taught import forget_answers, make_taught, note_teacher
 from thrifty.improve.trusted import build_trusted, find_prompts, list_questions, split_trusted
@@ -34,6 +36,7 @@ from thrifty.improve.turn import (
     find_own_versions,
     find_parent,
     find_serving,
+    leave_texts,
 )
 from thrifty.spec.improve import Method
 from thrifty.train.prepare import LEAST_ROWS
@@ -123,10 +126,10 @@ def find_feedback(turn: Turn) -> Found:
 def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
     """How many rows of each kind the feedback gives; and why responses give none, as for KTO."""
     skipped = Skipped()
-    kinds = Counter(row["provenance"]["source"] for row in _export(turn, Form.KTO, sifted, skipped))
+    kinds = Counter(row["provenance"]["source"] for row in _read(turn, Form.KTO, sifted, skipped))
     pairs = sum(
         row["provenance"][0]["source"] == "same prompt"
-        for row in _export(turn, Form.DPO, sifted, Skipped())
+        for row in _read(turn, Form.DPO, sifted, Skipped())
     )
     disliked = kinds["disliked"] + kinds["corrected"]
     return Counts(pairs, kinds["correction"], kinds["liked"], disliked), skipped
@@ -183,19 +186,18 @@ def collect(turn: Turn) -> dict[str, Any]:
     # Before it is written, so that `thrifty forget` knows of it in any case.
     note_export(turn.database, path, found.method, who=turn.who)
     skipped = Skipped()
-    rows = list(_export(turn, Form(found.method), found.sifted, skipped))
     taught, teacher = make_taught(turn, Form(found.method), found.sifted)
-    rows += taught
+    rows = _export(turn, Form(found.method), found.sifted, skipped, taught)
     trusted = build_trusted(turn, found.held)
     others = sum(one.count(TRAIN) for one in mixed)
-    rows, own = bound_own(
-        rows, find_own_versions(turn.database, turn.deployment), turn.settings.guards.own, others
-    )
+    rows, own = _bound(turn, rows, found.sifted, others, skipped)
+    answered = {id(row) for row in taught}.intersection(map(id, rows))
     if len(rows) < turn.settings.rows:
         raise TurnEnds(
             NOTHING,
             f"{len(rows)} rows are left of the feedback, and 'improve.rows' asks for "
-            f"{turn.settings.rows}: {own} teach what the loop's own versions said, beyond "
+            f"{turn.settings.rows}: {skipped.counts['beyond_share']} are "
+            f"{REASONS['beyond_share']}, and {own} teach what the loop's own versions said, beyond "
             "'improve.guards.own'; name data sets of others' answers in 'improve.data'",
         )
     with replace_atomically(path, mode=0o600) as temporary, temporary.open("w") as file:
@@ -230,7 +232,7 @@ def collect(turn: Turn) -> dict[str, Any]:
         "mixed": [one.label for one in mixed],
         "signal": None if signal is None else {**vars(signal), "found": signal.found},
         "trusted": None if trusted is None else {"data": trusted.label, "rows": trusted.count()},
-        "teacher": _read_teacher(turn), "taught": {"by": teacher, "rows": len(taught)},
+        "teacher": _read_teacher(turn), "taught": {"by": teacher, "rows": len(answered)},
     }  # fmt: skip
 
 
@@ -259,10 +261,36 @@ def make_recipe(
     return {
         "kind": method,
         "sources": sources,
+        **leave_texts(turn),
         "length": {"tokenizer": tokenizer, "most": turn.settings.train.window or WINDOW},
         "decontaminate": {"leaks": "drop", "against": judged_by},
         "split": {"test": round(held_out, 3), **({"stratify": "label"} if method == "kto" else {})},
     }
+
+
+def _bound(
+    turn: Turn, rows: list[dict[str, Any]], sifted: Sifted, others: int, skipped: Skipped
+) -> tuple[list[dict[str, Any]], int]:
+    """The rows within both bounds: that of what the loop's own versions said, of which is told how
+    many went, and that of what one user is behind. What the one takes leaves less for the other.
+    """
+    versions = find_own_versions(turn.database, turn.deployment)
+    own = 0
+    while True:
+        rows, gone = bound_own(rows, versions, turn.settings.guards.own, others)
+        own += gone
+        kept = _bound_users(turn, rows, sifted, skipped)
+        if len(kept) == len(rows):
+            return rows, own
+        rows = kept
+
+
+def _bound_users(
+    turn: Turn, rows: list[dict[str, Any]], sifted: Sifted, skipped: Skipped
+) -> list[dict[str, Any]]:
+    kept, gone = bound_users(rows, sifted.judged, turn.settings.guards.users)
+    skipped.counts.update({"beyond_share": gone} if gone else {})
+    return kept
 
 
 def bound_own(
@@ -288,7 +316,16 @@ def _teaches_own(row: dict[str, Any], own_versions: set[str]) -> bool:
     return bool(taught) and first["version"] in own_versions
 
 
-def _export(turn: Turn, form: Form, sifted: Sifted, skipped: Skipped) -> Any:
+def _export(
+    turn: Turn, form: Form, sifted: Sifted, skipped: Skipped,
+    taught: Sequence[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of a form that the feedback gives, and the teacher's, within each user's share."""
+    rows = [*_read(turn, form, sifted, skipped), *taught]
+    return _bound_users(turn, rows, sifted, skipped)
+
+
+def _read(turn: Turn, form: Form, sifted: Sifted, skipped: Skipped) -> Iterator[dict[str, Any]]:
     return export_rows(
         turn.database, form, open_subjects(turn.database), skipped, judged=sifted.judged
     )

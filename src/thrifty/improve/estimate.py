@@ -22,9 +22,10 @@ from thrifty.data.token_lengths import list_conversations
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import DONE, find_active_run, read_runs
 from thrifty.db.subjects import open_subjects
-from thrifty.feedback.export import Form, Skipped, export_rows
+from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.improve.collect import Found, find_feedback
 from thrifty.improve.gate.run import holds_questions
+from thrifty.improve.guards import bound_users
 from thrifty.improve.steps import check_ready
 from thrifty.improve.taught import MOST, list_disliked
 from thrifty.improve.turn import Turn, TurnEnds, find_parent, find_serving
@@ -67,7 +68,16 @@ def describe_turn(turn: Turn) -> dict[str, Any]:
     except TurnEnds as error:
         return {**described, "problem": str(error)}
     artifact = turn.store.load(parent.artifact)
-    rows, tokens = _measure_rows(turn, found, artifact)
+    rows, tokens, shared = _measure_rows(turn, found, artifact)
+    asked = 0
+    if turn.settings.teacher is not None:
+        asked = min(MOST, len(list_disliked(turn, found.sifted)))
+    if rows + asked < turn.settings.rows:
+        problem = (
+            f"{rows} rows are left of the feedback, {shared} are {REASONS['beyond_share']}, and "
+            f"'improve.rows' asks for {turn.settings.rows}"
+        )
+        return {**described, "problem": problem}
     minutes = _estimate_minutes(turn, found, artifact, rows, tokens)
     service = read_desired(turn.database).service
     price = service.capacity.price_per_hour if service is not None else 0.0
@@ -76,9 +86,8 @@ def describe_turn(turn: Turn) -> dict[str, Any]:
         **described, "method": found.method, "judged": found.judged, "users": found.sifted.users,
         "counts": vars(found.counts),
         "left_out": {name: n for name, n in found.sifted.left_out.items() if n},
-        "rows": rows, "tokens": tokens,
-        "teacher_requests": 0 if turn.settings.teacher is None
-        else min(MOST, len(list_disliked(turn, found.sifted))),
+        "rows": rows, "tokens": tokens, "share": shared,
+        "teacher_requests": asked,
         "minutes": {name: round(value, 2) for name, value in minutes.items()},
         "total_minutes": round(total, 2), "price_per_hour": price,
         "cost": round(total / 60 * price, 4),
@@ -90,26 +99,27 @@ def _next_version(turn: Turn) -> int:
     return max(found, default=0) + 1
 
 
-def _measure_rows(turn: Turn, found: Found, artifact: Artifact) -> tuple[int, int]:
-    """The rows that the feedback gives, and their tokens together."""
+def _measure_rows(turn: Turn, found: Found, artifact: Artifact) -> tuple[int, int, int]:
+    """The rows that the feedback gives, their tokens together, and how many more there are beyond
+    one user's share.
+    """
     with tempfile.TemporaryDirectory() as name:
         write_tokenizer(turn.store.folder_of(artifact.id), Path(name), artifact)
         tokenizer = TextTokenizer.load(Path(name))
-    rows, counted, tokens = 0, 0, 0
-    for row in export_rows(
-        turn.database, Form(found.method), open_subjects(turn.database), Skipped(),
-        judged=found.sifted.judged,
-    ):  # fmt: skip
-        rows += 1
-        if counted < SAMPLE:
-            counted += 1
-            for messages in list_conversations(row):
-                try:
-                    text = tokenizer.render_chat(messages, add_generation_prompt=False)
-                except WireError:
-                    continue
-                tokens += len(tokenizer.encode(text, add_special_tokens=False))
-    return rows, round(tokens * rows / max(1, counted))
+    judged = found.sifted.judged
+    given = export_rows(
+        turn.database, Form(found.method), open_subjects(turn.database), Skipped(), judged=judged
+    )
+    rows, shared = bound_users(list(given), judged, turn.settings.guards.users)
+    tokens = 0
+    for row in rows[:SAMPLE]:
+        for messages in list_conversations(row):
+            try:
+                text = tokenizer.render_chat(messages, add_generation_prompt=False)
+            except WireError:
+                continue
+            tokens += len(tokenizer.encode(text, add_special_tokens=False))
+    return len(rows), round(tokens * len(rows) / max(1, min(len(rows), SAMPLE))), shared
 
 
 def _estimate_minutes(

@@ -10,6 +10,8 @@ Judgements are thumbs, ratings and corrections. They are left out in this order:
     per_tenant   beyond the newest answers that were judged in one tenant
     agree        of an answer, or a correction, on which too few users agree
 
+Of the rows that these give, no user may have more than his share (`bound_users`): judgements are
+many, and a method learns from a part of them.
 The same answer to the same prompt that was liked in one response and disliked in another is one
 answer, which the majority decides.
 Feedback that names no user counts as that of one user of its tenant.
@@ -24,6 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 from thrifty.db.feedback import Judged, Judgement
 from thrifty.feedback.export import decide
@@ -38,8 +41,11 @@ LONG_DEVIATIONS = 6.0
 LEAST_DEVIATION = 0.3
 """In e-folds of a length: corrections that all have nearly one length make none of them strange."""
 
+Row = dict[str, Any]
+"""One of `feedback.export`."""
 FindKey = Callable[[Judged], bytes | None]
 User = tuple[str, str]
+NOBODY: User = ("", "")
 
 
 @dataclass
@@ -250,6 +256,53 @@ def _require_agreement(
                 left_out["agree"] += len(same)
         if any(said.kind in OPINIONS for said in kept):
             found.append(replace(one, judgements=kept))
+    return found
+
+
+def bound_users(rows: Sequence[Row], judged: Iterable[Judged], users: int) -> tuple[list[Row], int]:
+    """The rows of which no user is behind more than one part in `users`, so that at least so many
+    users are behind what is learned; and how many rows went. A row that several users are behind
+    counts for the one who has the fewest.
+    """
+    by_response = {one.response: one for one in judged}
+    behind = [_find_behind(row, by_response) for row in rows]
+    counts: Counter[User] = Counter()
+    counted = {}
+    for number in sorted(range(len(rows)), key=lambda number: len(behind[number])):
+        counted[number] = min(behind[number], key=lambda user: (counts[user], user), default=NOBODY)
+        counts[counted[number]] += 1
+    most = max(counts.values(), default=0)
+    while sum(min(count, most) for count in counts.values()) < users * most:
+        most -= 1
+    kept = []
+    room = Counter(dict.fromkeys(counts, most))
+    for number, row in enumerate(rows):
+        if room[counted[number]]:
+            room[counted[number]] -= 1
+            kept.append(row)
+    return kept, len(rows) - len(kept)
+
+
+def _find_behind(row: Row, by_response: Mapping[int, Judged]) -> set[User]:
+    """The users by whose judgements a row is what it is: those who wrote the correction, or whose
+    votes are those of the majority.
+    """
+    given = row["provenance"]
+    found: set[User] = set()
+    for entry in given if isinstance(given, list) else [given]:
+        one = by_response.get(entry["response"])
+        if one is None:
+            continue
+        if entry["source"] in ("correction", "corrected"):
+            said = [said for said in one.judgements if said.kind == "correction" and said.text]
+            newest = max(said, key=lambda said: said.updated_s)
+            found |= {_user_of(one, other) for other in said if other.text == newest.text}
+            continue
+        liked = decide(one.judgements)
+        by_user: dict[User, list[Judgement]] = defaultdict(list)
+        for judgement in one.judgements:
+            by_user[_user_of(one, judgement)].append(judgement)
+        found |= {user for user, said in by_user.items() if decide(said) is liked}
     return found
 
 

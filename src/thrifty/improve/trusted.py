@@ -24,7 +24,7 @@ from thrifty.errors import DataError
 from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
-from thrifty.improve.turn import Turn
+from thrifty.improve.turn import Turn, leave_texts
 from thrifty.spec.improve import ImproveGuardsSpec
 
 FindPrompt = Callable[[Judged], str | None]
@@ -92,6 +92,7 @@ def build_trusted(turn: Turn, held: Sequence[Judged]) -> BuiltSet | None:
     recipe = {
         "kind": Form.KTO.value,
         "sources": [{"name": f"trusted:{turn.deployment}", "path": str(path)}],
+        **leave_texts(turn),
         "deduplicate": {"near": False}, "decontaminate": False, "split": {"test": 0},
     }  # fmt: skip
     try:

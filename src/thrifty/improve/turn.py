@@ -105,6 +105,15 @@ def read_settings(there: DesiredDeployment) -> ImproveSpec:
         ) from None
 
 
+def leave_texts(turn: Turn) -> dict[str, Any]:
+    """The parts of a recipe by which prompts are learned as they are served: texts are not cleaned,
+    and personal data are replaced where the service replaces them (`record.redact`).
+    """
+    service = read_desired(turn.database).service
+    redacts = service is None or service.gateway.get("record_redact", True)
+    return {"clean": {"unicode": "none"}, "redact": {} if redacts else False}
+
+
 def find_serving(there: DesiredDeployment) -> DesiredVersion:
     """The version with most of the traffic. Raises `ImproveError` where its model is not ours."""
     main = max(there.versions, key=lambda version: version.weight)

@@ -28,7 +28,12 @@ class ImproveGuardsSpec(Section):
     per_tenant: Count = Field(
         10_000, ge=1, description="The newest so many judged answers of one tenant count."
     )
-    users: Count = Field(3, ge=1, description="With judgements of fewer users, nothing is learned.")
+    users: Count = Field(
+        3,
+        ge=1,
+        description="So many users are behind what is learned, or nothing is: one user is behind at "
+        "most one row in so many.",
+    )
     agree: Count = Field(
         1,
         ge=1,
