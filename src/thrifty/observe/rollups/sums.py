@@ -62,10 +62,11 @@ def find_starts(at_s: FloatArray, oldest_s: Mapping[int, float]) -> IntArray:
 
 
 def sum_rows(rows: Sequence[Sequence[Any]], oldest_s: Mapping[int, float]) -> dict[FineKey, Sum]:
-    """The sums of rows of the log (`ROW_COLUMNS`), each by the shortest step that is kept at its time.
+    """The sums of rows of the log (`ROW_COLUMNS`), each by the shortest step that is kept at its
+    time.
 
-    Those whose answers a replica gave keep it busy from the end of their queueing on, in the minutes
-    in which they were there.
+    Those whose answers a replica gave keep it busy from the end of their queueing on, in the
+    minutes in which they were there.
     """
     if not rows:
         return {}
