@@ -1,11 +1,11 @@
 """A teacher for a student with fewer tokens.
 
-It reads a text in its own tokens, as it reads everything: what it would say of a text that is spelled
-in the student's is no better than what the student says. Its predictions stand where a token of both
-ends; a removed token's probability counts for the first of the tokens that write it
-(`NarrowedVocabulary.fold`). Where the student is within a token that it does not have, the teacher's
-prediction of that token says how it goes on: of all removed tokens that begin with what the student
-has written of it, each next piece has their probability.
+It reads a text in its own tokens, as it reads everything: what it would say of a text that is
+spelled in the student's is no better than what the student says. Its predictions stand where a
+token of both ends; a removed token's probability counts for the first of the tokens that write it
+(`NarrowedVocabulary.fold`). Where the student is within a token that it does not have, the
+teacher's prediction of that token says how it goes on: of all removed tokens that begin with what
+the student has written of it, each next piece has their probability.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class OwnText:
     tokens: TokenArray
     """The teacher's, [T']."""
     rows: TokenArray
-    """For each prediction of the student, [T - 1], the teacher's at the same place of the text, or of
-    the token within which that place is; -1 where there is none."""
+    """For each prediction of the student, [T - 1], the teacher's at the same place of the text, or
+    of the token within which that place is; -1 where there is none."""
     written: list[tuple[int, ...]]
     """What the student has written of that token, [T - 1]: empty at its beginning."""
 

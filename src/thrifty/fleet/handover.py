@@ -1,9 +1,9 @@
 """The listening sockets of gateway workers whose controller was killed, handed to the next one.
 
-A controller passes its sockets to its workers (`control.gateways`), so that they outlive each worker.
-When it is killed, only the workers hold them, and what waits in a socket is reset once the last
-process closes it. So each worker offers its sockets at a file in the home, and the next controller
-takes them before it ends that worker.
+A controller passes its sockets to its workers (`control.gateways`), so that they outlive each
+worker. When it is killed, only the workers hold them, and what waits in a socket is reset once the
+last process closes it. So each worker offers its sockets at a file in the home, and the next
+controller takes them before it ends that worker.
 """
 
 from __future__ import annotations

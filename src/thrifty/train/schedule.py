@@ -19,8 +19,8 @@ CONSTANT_RATE, CONSTANT_RATE_TOKENS = 1e-4, 1024
 eighth of its parameters pruned is farther from its teacher after 150,000 tokens at 4e-4 than
 before them; at 1e-4 it is nearer after each 13,000 (`benchmarks/distillation_choices.py`)."""
 FAR, NEAREST = 0.5, 0.03
-"""From this divergence on, in nats per token, a student learns at the full rate; and the least part of
-that rate."""
+"""From this divergence on, in nats per token, a student learns at the full rate; and the least part
+of that rate."""
 LAST_RATE = 0.1
 """The final learning rate of a cosine, relative to the peak."""
 CONSTANT_WARM_UP = 25

@@ -44,7 +44,7 @@ class Objective(ABC):
     """What the last `measure` found of each held-out example of this rank's share, as `describe`
     takes it; none for most objectives."""
     is_divergence: bool = False
-    """Whether `measure` tells how far the model is from another one, in nats per token: 0 where both
+    """Whether `measure` tells how far the model is from another, in nats per token: 0 where both
     say the same."""
     concurrent: bool = False
     """Whether several threads may call `loss` at once, after `prepare`."""
