@@ -163,6 +163,12 @@ def _show_one(database: Database, row: ReleaseRow) -> None:
         table = [_metric_row(one) for one in metrics.values()]
         columns = ("metric", "candidate", "others", "difference", "interval", "of", "verdict")
         print_table(columns, table)
+    if row.figures.get("silent_pairs"):
+        print_line()
+        print_line(
+            f"The judge said nothing usable of {row.figures['silent_pairs']} of {row.figures['pairs']} "
+            "pairs; they do not count."
+        )
     print_line()
     events = [
         (_when(one.at_s), one.kind, one.who, one.why) for one in read_events(database, row.id)

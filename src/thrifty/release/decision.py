@@ -95,6 +95,8 @@ def _decide_shadow(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
     if evidence.pairs < plan.shadow.pairs:
         return None
     why = f"{evidence.pairs} pairs were judged without a verdict"
+    if evidence.silent_pairs:
+        why += f"; the judge said nothing usable of {evidence.silent_pairs}"
     if primary or plan.shadow.inconclusive == "stop":
         return Decision(plan.then.inconclusive, why, INCONCLUSIVE)
     return Decision(NEXT, why)

@@ -108,7 +108,9 @@ function Metrics({ figures }) {
     { name: "Verdict", cell: (one) => html`<${Badge} tone=${TONES[one.verdict]}>${one.verdict}</${Badge}>` },
   ];
   return html`<${Table} caption="Metrics" columns=${columns} rows=${rows} rowKey=${(one) => one.metric}
-    empty="No figures yet." />`;
+    empty="No figures yet." />${figures.silent_pairs > 0 && html`<p class="quiet small">The judge said
+    nothing usable of ${formatCount(figures.silent_pairs)} of ${formatCount(figures.pairs)} pairs; they
+    do not count.</p>`}`;
 }
 
 /** How the interval of each metric narrows: at each decision, and at each look while the page is open. */
