@@ -43,6 +43,8 @@ from thrifty.statistics import (
 BLOCK_S = 15.0
 """Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
+NOTHING_WORSE = "nothing worse"
+"""Of a release that guards alone decide: they could have told, and none did."""
 SIGNS = {ACCEPTANCE: 1.0, RATED: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
 ABSOLUTE = (ACCEPTANCE, RATED)

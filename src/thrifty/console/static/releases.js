@@ -6,7 +6,8 @@ import { formatCount, formatDuration, formatShare } from "./format.js";
 import { announce, Badge, Card, Dialog, Empty, Loaded, Table, useLoad, When } from "./parts.js";
 import { link } from "./router.js";
 
-const TONES = { better: "good", "not worse": "good", worse: "bad", inconclusive: "idle",
+const TONES = { better: "good", "not worse": "good", "nothing worse": "good",
+  worse: "bad", inconclusive: "idle",
   running: "busy", paused: "busy", promoted: "good", rolled_back: "bad", aborted: "bad", ended: "idle" };
 const SHARES = new Set(["acceptance", "errors", "judged", "rated"]);
 const TIMES = new Set(["ttft", "tpot"]);
