@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.control.running import want
 from tests.release.traffic import PLAN, World
+from thrifty.control.service_api import Actor, set_traffic
 from thrifty.db.desired import read_desired
+from thrifty.db.fleet import read_fleet
 from thrifty.db.releases import read_outcomes
 from thrifty.errors import ControlError
 from thrifty.evaluate.judges import SILENT
 from thrifty.release.manage import resume_release
 from thrifty.release.plan import parse_plan
 
+ANN = Actor("ann (test)")
 JUDGE = {"shadow": {"judge": "tests.release.judge_of_length:prefer_longer", "pairs": 200}}
 
 
@@ -114,3 +119,32 @@ def test_a_judge_needs_texts(world: World) -> None:
     with pytest.raises(ControlError, match=r"set record\.prompts"):
         world.start(**JUDGE)
     assert parse_plan(PLAN).stages == ["start", "25%", "100%"]
+
+
+def read_copies(world: World) -> dict[str, float]:
+    """The shares of copies, as they are desired and as gateways read them."""
+    desired = {
+        one.label: one.shadow for one in read_desired(world.database).deployments["m"].versions
+    }
+    (row,) = read_fleet(world.database).deployments
+    assert {one.label: one.shadow for one in row.versions} == desired
+    return desired
+
+
+def test_one_that_is_ended_in_its_shadow_copies_nothing_more(world: World) -> None:
+    world.prepare()
+    world.start(**JUDGE)
+    world.turn()
+    assert read_copies(world) == {"old": 0.0, "new": 1.0}
+    set_traffic(world.database, "m", {"old": 2}, ANN, force=True)
+    assert world.release.state == "ended"
+    assert read_copies(world) == {"old": 0.0, "new": 0.0}
+    # By weights that change in any other way, too.
+    world.start(**JUDGE)
+    world.turn()
+    state = read_desired(world.database).deployments["m"]
+    versions = tuple(replace(one, weight=3.0) for one in state.versions)
+    want(world.database, replace(state, versions=versions))
+    assert world.turn().state == "ended"
+    assert read_copies(world) == {"old": 0.0, "new": 0.0}
+    assert world.shares() == {"old": 0.5, "new": 0.5}
