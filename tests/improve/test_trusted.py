@@ -144,8 +144,10 @@ def make_turn(database: Database, home: Home, settings: dict[str, Any], run: Any
     )  # fmt: skip
 
 
-def give(world: World, question: str, said: str, *, up: bool, user: str) -> int:
-    number, _ = world.answer()
+def give(
+    world: World, question: str, said: str, *, up: bool, user: str, version: str | None = None
+) -> int:
+    number, _ = world.answer(version=version)
     prompt = json.dumps([{"role": "user", "content": question}])
     with world.database.begin() as connection:
         connection.execute(
@@ -168,7 +170,7 @@ def test_a_teacher_answers_what_users_disliked(database: Database, home: Home) -
         settings = {"rows": 10, "teacher": {"url": server.url, "model": "teacher"}}
         turn = make_turn(database, home, settings)
         counts, skipped = count_rows(turn, sifted)
-        assert choose_method(turn, counts, skipped) == "dpo", "disliked answers count as corrected"
+        assert choose_method(turn, counts, skipped, sifted) == "dpo", "disliked are as corrected"
         rows, who = make_taught(turn, Form.DPO, sifted)
         assert who is not None
         assert len(rows) == len(server.asked) == 12
