@@ -107,8 +107,8 @@ def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
 
 
 def is_mute(silent: int, asked: int) -> bool:
-    """Whether a judge that said nothing usable in `silent` of `asked` cases says no more than a coin
-    would, which contradicts itself in every other pair.
+    """Whether a judge that said nothing usable in `silent` of `asked` cases says no more than a
+    coin would, which contradicts itself in every other pair.
     """
     return silent >= LEAST_SILENT and 2 * silent >= asked
 
@@ -160,8 +160,8 @@ class ModelJudge:
         return self._ask(text, read_score, UNUSABLE)
 
     def _ask(self, text: str, read: Callable[[str], T], nothing: T) -> T:
-        """What is read in the reply. A model that was cut before it said anything usable, such as one
-        that reasons first, is given more tokens from then on.
+        """What is read in the reply. A model that was cut before it said anything usable, such as
+        one that reasons first, is given more tokens from then on.
         """
         said, cut = self._ask_once(text)
         found = read(said)

@@ -133,8 +133,8 @@ def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
 
 
 def count_left(turn: Turn, method: Method, sifted: Sifted, counts: Counts) -> int:
-    """About how many rows of a method are left once those that teach the loop's own versions' answers
-    are bounded; 0 where KTO would miss a kind.
+    """About how many rows of a method are left once those that teach answers of the loop's own
+    versions are bounded; 0 where KTO would miss a kind.
     """
     rows = list(_export(turn, Form(method), sifted, Skipped()))
     taught = counts.disliked if turn.settings.teacher is not None else 0

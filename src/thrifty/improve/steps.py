@@ -197,8 +197,8 @@ def release(turn: Turn) -> ReleaseRow:
 
 
 def find_own_release(turn: Turn, candidate: str) -> ReleaseRow | None:
-    """The newest release of the candidate that is under way or began after the steps before it ended:
-    that of this run, whose process was killed before it noted the release.
+    """The newest release of the candidate that is under way or began after the steps before it
+    ended: that of this run, whose process was killed before it noted the release.
     """
     assert turn.run is not None
     ended = [one.ended_s or 0.0 for one in turn.run.steps.values() if one.state == DONE]

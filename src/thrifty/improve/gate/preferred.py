@@ -1,8 +1,8 @@
 """Judged answers: which of two answers to a question a judge prefers, blind and in both orders.
 
-A version wins, loses or ties on each question; two equal answers tie without being shown. Questions
-about whose answers the judge said nothing usable are left out. What it said is kept until the gate has
-ended, so that one that was killed asks for the rest.
+A version wins, loses or ties on each question; two equal answers tie without being shown.
+Questions about whose answers the judge said nothing usable are left out. What it said is kept until
+the gate has ended, so that one that was killed asks for the rest.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def prefer_answers(
     on_progress: OnProgress,
     on_note: Callable[[str], None],
 ) -> list[int]:
-    """For each question 1 where the candidate's answer is better, -1 where it is worse, 0 where they
-    tie, or `SILENT`. Blocks. Raises `EvaluationError` where the judge is away or says too little.
+    """For each question 1 where the candidate's answer is better, -1 where it is worse, 0 where
+    they tie, or `SILENT`. Blocks. Raises `EvaluationError` where the judge is away or says too
+    little.
     """
     name = name_judge(judge)
     asked = json.dumps([name, *questions, *candidate, *against])
