@@ -15,14 +15,16 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.data.built import open_set
 from thrifty.db import Database, open_database
-from thrifty.db.feedback import Feedback, Item, save_feedback
-from thrifty.db.improve import NOTHING, begin_step, create_run
+from thrifty.db.feedback import Feedback, Item, read_judged, save_feedback
+from thrifty.db.improve import NOTHING, begin_step, create_run, end_step, find_active_run
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
 from thrifty.home import Home
-from thrifty.improve.collect import collect
+from thrifty.improve.collect import choose_method, collect, count_rows
 from thrifty.improve.estimate import describe_turn
+from thrifty.improve.guards import Sifted
 from thrifty.improve.turn import Turn, TurnEnds, leave_texts
+from thrifty.spec.improve import ImproveGuardsSpec
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.examples import encode_row
 from thrifty.train.rows import Method, SetAside, read_rows
@@ -63,6 +65,33 @@ def test_one_row_said_sixty_times_is_one_row(database: Database, home: Home) -> 
     with pytest.raises(TurnEnds, match="the feedback comes to 1 different rows") as ended:
         collect(turn)
     assert ended.value.state == NOTHING
+
+
+def test_a_method_that_is_left_with_too_few_rows_is_not_chosen(
+    database: Database, home: Home
+) -> None:
+    world, turn = begin(database, home, rows=10, guards={"own": 0.0})
+    run = find_active_run(database, "m")
+    assert run is not None
+    begin_step(database, run, "compress", {})
+    end_step(database, run, "compress", {"label": "m@v1"})
+    for number in range(12):
+        for version, said, up in (("m@v1", "Yes, surely.", True), ("old", "No idea.", False)):
+            give(world, f"Is it {number}?", said, up=up, user=f"u{number % 4}", version=version)
+    sifted = Sifted(read_judged(database, deployment="m"), 4)
+
+    def choose() -> str:
+        counts, skipped = count_rows(turn, sifted)
+        assert counts.pairs == 12
+        return choose_method(turn, counts, skipped, sifted)
+
+    assert choose() == "dpo", "nothing else is left either, which 'collect' says"
+    for number in range(6):
+        give(world, f"Is it not {number}?", "Yes.", up=True, user=f"u{number % 4}", version="old")
+    sifted = Sifted(read_judged(database, deployment="m"), 4)
+    assert choose() == "kto", "all pairs teach what a version of the loop said"
+    turn = replace(turn, settings=turn.settings.model_copy(update={"guards": ImproveGuardsSpec(own=1)}))  # fmt: skip
+    assert choose() == "dpo"
 
 
 def test_feedback_of_which_every_row_is_too_long_is_nothing(database: Database, home: Home) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -14,7 +16,7 @@ from tests.control.running import deployment, echo, service, want
 from tests.release.traffic import World
 from thrifty.artifacts import Store
 from thrifty.control.http_spec import check_http_spec
-from thrifty.control.improving import find_due
+from thrifty.control.improving import fail_killed, find_due
 from thrifty.db import Database, open_database
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.improve import (
@@ -31,15 +33,19 @@ from thrifty.db.improve import (
     read_run,
     set_run_state,
 )
-from thrifty.db.leases import take_lease
+from thrifty.db.leases import release_lease, take_lease
+from thrifty.db.releases import read_active
 from thrifty.db.tables import improve_runs
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
+from thrifty.improve import steps
 from thrifty.improve.estimate import count_gate_data
-from thrifty.improve.run import describe_process, is_dead, open_turn, run_turn
+from thrifty.improve.run import _do_step, describe_process, is_dead, open_turn, run_turn
 from thrifty.improve.steps import retire_versions
 from thrifty.improve.turn import ImproveError, Turn, make_name
+from thrifty.release.manage import abort_release, start_release
+from thrifty.release.plan import parse_plan
 from thrifty.spec import parse_spec
 from thrifty.spec.improve import ImproveGateSpec
 
@@ -94,6 +100,104 @@ def test_a_run_that_nobody_works_on_is_gone_on_with(database: Database) -> None:
     assert find_due(database, "m", settings, 0.0) is None
 
 
+def test_a_step_that_kills_its_process_is_not_repeated_without_end(database: Database) -> None:
+    run = read_run(database, begin(database))
+    for tries in (1, 2):
+        begin_step(database, run, "train", {})
+        fail_killed(database, "m")
+        assert read_run(database, run.id).steps["train"].tries == tries
+        assert find_due(database, "m", {}, 0.0) == "go_on"
+    begin_step(database, run, "train", {})
+    take_lease(database, lease_name("m"), "somebody", 60.0, force=False)
+    fail_killed(database, "m")
+    assert read_run(database, run.id).state == "running", "its process works on it"
+    release_lease(database, lease_name("m"), "somebody")
+    fail_killed(database, "m")
+    found = read_run(database, run.id)
+    assert (found.state, found.steps["train"].state) == (FAILED, FAILED)
+    assert "its process ended 3 times without saying why" in found.message
+    assert found.message.endswith("thrifty improve run m")
+    assert find_due(database, "m", {}, 0.0) is None
+    with database.begin() as connection:
+        connection.execute(update(improve_runs).values(updated_s=time.time() - 4000))
+    assert find_due(database, "m", {}, 0.0) == "go_on"
+
+
+def test_a_step_that_is_stopped_with_the_service_was_no_try(home: Home, database: Database) -> None:
+    want(database, deployment(echo("a")), gateway=service(record_prompts=True))
+    turn = replace(make_turn(home, database), run=read_run(database, begin(database)))
+
+    def stop(_: Turn) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            _do_step(turn, "train", stop)
+    fail_killed(database, "m")
+    assert find_due(database, "m", {}, 0.0) == "go_on"
+
+
+def make_turn(home: Home, database: Database) -> Turn:
+    return open_turn(
+        Turn, database, "m", home=home, store=Store(home.models), machine=detect_machine(), who="t"
+    )
+
+
+def prepare_release(home: Home, database: Database) -> Turn:
+    """A turn whose version `new` has passed the gate, beside one that an earlier turn has made."""
+    versions = [echo("old"), echo("m@v1", weight=0), echo("new", weight=0)]
+    want(database, deployment(*versions), gateway=service(record_prompts=True))
+    earlier = read_run(database, begin(database))
+    begin_step(database, earlier, "compress", {})
+    end_step(database, earlier, "compress", {"label": "m@v1"})
+    set_run_state(database, earlier, NOTHING)
+    run = read_run(database, begin(database))
+    for step, outputs in ("train", {"model": "m@v2"}), ("compress", {"label": "new"}), ("gate", {}):
+        begin_step(database, run, step, {})
+        end_step(database, run, step, outputs)
+    return replace(make_turn(home, database), run=read_run(database, run.id))
+
+
+def test_a_release_of_somebody_else_is_left_alone(home: Home, database: Database) -> None:
+    turn = prepare_release(home, database)
+    theirs = start_release(database, "m", "m@v1", parse_plan({}), who="ann")
+    before = turn.read()
+    with pytest.raises(ControlError, match=rf"release {theirs.id} of m@v1 to 'm' is under way"):
+        steps.release(turn)
+    with pytest.raises(ControlError, match="is under way"):
+        steps.retire_versions(turn, "new")  # it began while the candidate was made
+    assert turn.read() == before
+    abort_release(database, theirs.id, who="ann")
+    made = steps.release(turn)
+    assert (made.candidate, made.state) == ("new", "running")
+    assert [one.label for one in turn.read().versions] == ["old", "new"]
+
+
+def test_a_release_that_began_before_a_kill_is_found_although_it_has_ended(
+    home: Home, database: Database
+) -> None:
+    turn = prepare_release(home, database)
+    made = steps.release(turn)
+    assert steps.release(turn).id == made.id
+    abort_release(database, made.id, who="ann")
+    found = steps.release(turn)
+    assert (found.id, found.state) == (made.id, "aborted")
+    assert not read_active(database, "m")
+
+
+def test_a_release_of_the_version_before_the_run_is_another_one(
+    home: Home, database: Database
+) -> None:
+    want(
+        database, deployment(echo("old"), echo("new", weight=0)),
+        gateway=service(record_prompts=True),
+    )  # fmt: skip
+    earlier = start_release(database, "m", "new", parse_plan({}), who="ann")
+    abort_release(database, earlier.id, who="ann")
+    turn = prepare_release(home, database)
+    assert steps.release(turn).id != earlier.id
+
+
 def test_a_run_follows_its_release(database: Database) -> None:
     world = World(database)
     world.prepare()
@@ -103,8 +207,6 @@ def test_a_run_follows_its_release(database: Database) -> None:
     end_step(database, run, "release", {"release": release.id})
     set_run_state(database, run, RELEASING)
     assert find_due(database, "m", {"every": 60.0}, 0.0) is None
-    from thrifty.release.manage import abort_release
-
     abort_release(database, release.id, who="ann")
     assert find_due(database, "m", {"every": 60.0}, 0.0) == "go_on"
 

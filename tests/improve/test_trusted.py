@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from tests.artifacts.models import Llama
+from tests.control.running import deployment, echo
 from tests.curate.teaching import serving
 from tests.engines.test_prompt import make_special_tokenizer
 from tests.improve.test_guards import answer, thumb
@@ -24,6 +26,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired
 from thrifty.db.drift import DriftLook, save_looks
 from thrifty.db.feedback import Feedback, Item, read_judged, save_feedback
+from thrifty.db.fleet import ReplicaRow, save_deployment, save_replicas
 from thrifty.db.improve import (
     NOTHING,
     begin_step,
@@ -145,9 +148,16 @@ def make_turn(database: Database, home: Home, settings: dict[str, Any], run: Any
 
 
 def give(
-    world: World, question: str, said: str, *, up: bool, user: str, before: Sequence[Any] = ()
+    world: World,
+    question: str,
+    said: str,
+    *,
+    up: bool,
+    user: str,
+    before: Sequence[Any] = (),
+    version: str | None = None,
 ) -> int:
-    number, _ = world.answer()
+    number, _ = world.answer(version=version)
     prompt = json.dumps([*before, {"role": "user", "content": question}])
     with world.database.begin() as connection:
         connection.execute(
@@ -170,7 +180,7 @@ def test_a_teacher_answers_what_users_disliked(database: Database, home: Home) -
         settings = {"rows": 10, "teacher": {"url": server.url, "model": "teacher"}}
         turn = make_turn(database, home, settings)
         counts, skipped = count_rows(turn, sifted)
-        assert choose_method(turn, counts, skipped) == "dpo", "disliked answers count as corrected"
+        assert choose_method(turn, counts, skipped, sifted) == "dpo", "disliked are as corrected"
         rows, who = make_taught(turn, Form.DPO, sifted)
         assert who is not None
         assert len(rows) == len(server.asked) == 12
@@ -186,6 +196,64 @@ def test_a_teacher_answers_what_users_disliked(database: Database, home: Home) -
             turn = make_turn(database, home, {"teacher": {"url": server.url, "model": "teacher"}})
             with pytest.raises(DataError, match=r"of 12 answers of the teacher.*12 are of no use"):
                 make_taught(turn, Form.SFT, sifted)
+
+
+def serve_as(database: Database, label: str, revision: str, url: str) -> None:
+    """Have the deployment `big` served there."""
+    state = replace(deployment(echo(label, revision)), name="big")
+    save_deployment(database, state.row)
+    row = ReplicaRow("big-0", "big", "echo", label, revision, None, url, "ready")
+    save_replicas(database, [row], routing_changed=True)
+
+
+def test_a_teacher_is_known_by_its_version_and_not_by_its_port(
+    database: Database, home: Home
+) -> None:
+    world = World(database)
+    world.prepare()
+    for number in range(12):
+        give(world, f"What is {number}?", "No idea.", up=False, user=f"user-{number % 4}")
+    sifted = Sifted(read_judged(database, deployment="m"), 4)
+    turn = make_turn(database, home, {"teacher": "deployment:big"})
+
+    def count_asked(revision: str, reply: str) -> int:
+        with serving(lambda said, body: f"{said} {reply}".strip()) as server:
+            serve_as(database, "v1", revision, server.url)
+            assert len(make_taught(turn, Form.SFT, sifted)[0]) == 12
+            return len(server.asked)
+
+    assert count_asked("r1", "It is so.") == 12
+    assert count_asked("r1", "It is so.") == 0, "the same version on another port"
+    assert count_asked("r2", "It is so.") == 12
+
+
+def test_what_a_teacher_refused_is_asked_again(database: Database, home: Home) -> None:
+    world = World(database)
+    world.prepare()
+    for number in range(12):
+        give(world, f"What is {number}?", "No idea.", up=False, user=f"user-{number % 4}")
+    sifted = Sifted(read_judged(database, deployment="m"), 4)
+    mended = False
+
+    def answer(said: str, body: dict[str, Any]) -> Any:
+        number = int(said[8:-1])
+        if mended or number >= 10:
+            return f"It is {said}"
+        if number % 2:
+            return 400, {"error": {"message": "too long"}}
+        return "I'm sorry, but I can't help with that."
+
+    with serving(answer) as server:
+        turn = make_turn(database, home, {"teacher": {"url": server.url, "model": "teacher"}})
+        for asked in (12, 10):
+            server.asked.clear()
+            with pytest.raises(DataError, match=r"of 12 answers of the teacher.*10 are of no use"):
+                make_taught(turn, Form.SFT, sifted)
+            assert len(server.asked) == asked, "what was of use is kept"
+        mended = True
+        server.asked.clear()
+        assert len(make_taught(turn, Form.SFT, sifted)[0]) == 12
+        assert len(server.asked) == 10
 
 
 # The gate

@@ -11,6 +11,11 @@ def prefer_longer(prompt: str, first: str, second: str) -> int:
     return (len(first) > len(second)) - (len(first) < len(second))
 
 
+def prefer_first(prompt: str, first: str, second: str) -> int:
+    """The first place is better, whatever is there."""
+    return 1
+
+
 def prefer_when_there(prompt: str, first: str, second: str) -> int:
     """As above, unless the file that the prompt names exists."""
     if Path(prompt.partition(": ")[2]).exists():

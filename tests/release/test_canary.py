@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from sqlalchemy import insert
 
 from tests.parts import wait_until
 from tests.release.traffic import World
-from thrifty.db import open_database
 from thrifty.db.ratings import read_ratings
 from thrifty.db.releases import ReleaseRow, read_events
 from thrifty.db.tables import request_texts
 from thrifty.errors import ControlError
-from thrifty.home import Home
 from thrifty.openai.conversations import choose_version
 from thrifty.release.bandit import Arms, Control, find_chance_better, find_share
 from thrifty.release.chances import find_chance, find_rate
@@ -29,16 +26,6 @@ from thrifty.release.manage import make_weights
 from thrifty.release.plan import BanditPlan, dump_plan, parse_plan
 
 JUDGE = "tests.release.judge_of_length:rate_when_there"
-
-
-@pytest.fixture
-def world(home: Home) -> Iterator[World]:
-    database = open_database(home.database_url, migrate=True)
-    made = World(database)
-    yield made
-    if made.watch is not None:
-        made.watch.close()
-    database.close()
 
 
 def talk(world: World, count: int, good: dict[str, float], prompt: str = "What?") -> None:

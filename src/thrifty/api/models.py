@@ -356,7 +356,8 @@ class Release(Answer):
         description="`running`, `paused`, `promoted`, `rolled_back`, `aborted` or `ended`."
     )
     verdict: str | None = Field(
-        None, description="`better`, `not worse`, `worse` or `inconclusive`; null: not yet."
+        None,
+        description="`better`, `not worse`, `nothing worse`, `worse` or `inconclusive`; null: not yet.",
     )
     message: str = Field("", description="Why it is paused, or has ended.")
     stage: str = Field(description="`start`, `shadow`, or a share such as `25%`.")

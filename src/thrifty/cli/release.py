@@ -122,7 +122,10 @@ def _show_plan(plan: ReleasePlan, candidate: str, deployment: str) -> None:
     tell(f"{candidate} to {deployment}: {' -> '.join(plan.stages[1:])}")
     if plan.primary == GUARDS:
         names = ", ".join(plan.metrics)
-        tell(f"Promoted after all steps; rolled back when one of {names} is worse ({budget}).")
+        tell(
+            f"Promoted after all steps, once all that is observed of {names} can tell and nothing is "
+            f"worse; rolled back when one of them is worse ({budget})."
+        )
         tell("That nothing broke is all that is tested, not what its answers are worth.")
     else:
         guards = ", ".join(name for name in plan.metrics if name != plan.primary_metric)
@@ -163,6 +166,12 @@ def _show_one(database: Database, row: ReleaseRow) -> None:
         table = [_metric_row(one) for one in metrics.values()]
         columns = ("metric", "candidate", "others", "difference", "interval", "of", "verdict")
         print_table(columns, table)
+    if row.figures.get("silent_pairs"):
+        print_line()
+        print_line(
+            f"The judge said nothing usable of {row.figures['silent_pairs']} of {row.figures['pairs']} "
+            "pairs; they do not count."
+        )
     print_line()
     events = [
         (_when(one.at_s), one.kind, one.who, one.why) for one in read_events(database, row.id)

@@ -25,8 +25,11 @@ from thrifty.db.improve import (
     RELEASING,
     RUNNING,
     count_new_feedback,
+    fail_step,
+    find_active_run,
     lease_name,
     read_runs,
+    set_run_state,
 )
 from thrifty.db.leases import is_held
 from thrifty.db.releases import read_release
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 5.0
 RETRY_S = 3600.0
 """A step that failed is tried again after this long."""
+MOST_TRIES = 3
+"""A step whose process ended so often without saying why counts as one that failed."""
 GRACE_S = 15.0
 """For a turn when the service stops; the next service goes on with it."""
 EVERY, FEEDBACK, GO_ON, DRIFT, TEACHER = "every", "feedback", "go_on", "drift", "teacher"
@@ -90,6 +95,7 @@ class Improving:
             if deployment.improve is None:
                 continue
             teacher = identify_teacher(deployment.improve.get("teacher"), desired)
+            await asyncio.to_thread(fail_killed, self._database(), name)
             reason = await asyncio.to_thread(
                 find_due, self._database(), name, deployment.improve, self._began_s, teacher
             )
@@ -105,6 +111,27 @@ class Improving:
             role=ROLE, process_id=process_id, home=self._home.root,
             log_path=self._home.log_of(process_id),
         )  # fmt: skip
+
+
+def fail_killed(database: Database, deployment: str) -> None:
+    """Note a run as failed whose step ended its process each time, for want of memory perhaps, so that
+    it is tried again as rarely as others that fail. Raises `DatabaseError`.
+    """
+    run = find_active_run(database, deployment)
+    if run is None or run.state != RUNNING or is_held(database, lease_name(deployment)):
+        return
+    for name, step in run.steps.items():
+        if step.state != RUNNING or step.tries < MOST_TRIES:
+            continue
+        text = (
+            f"its process ended {step.tries} times without saying why; it was killed, perhaps for want "
+            f"of memory. See the log {ROLE}-{deployment} and the kernel's, then go on with: thrifty "
+            f"improve run {deployment}"
+        )
+        log.warning("the step %s of run %d of the loop failed: %s", name, run.id, text)
+        fail_step(database, run, name, text)
+        set_run_state(database, run, FAILED, f"{name}: {text}")
+        return
 
 
 def find_due(

@@ -1,4 +1,4 @@
-"""Asks a model many things, by single requests or as batches, and keeps every answer as it comes.
+"""Asks a model many things, by single requests or as batches, and keeps sound answers as they come.
 
 A run that is killed asks for the rest. A server that limits the rate is waited for, and told; one
 that does not answer ends the run with what it said, and what was answered stays.
@@ -48,6 +48,8 @@ class Place:
     streams: int
     label: str
     """What people call it."""
+    known_as: str
+    """What its answers are kept under: they are those of its model, wherever it runs."""
 
 
 def find_place(
@@ -66,7 +68,7 @@ def find_place(
             except EvaluationError as error:
                 raise DataError(f"augment.model: {error}") from None
         way = through or "requests"
-        return Place(named, url_model, key_env, way, streams, f"{url_model} at {named}")
+        return Place(named, url_model, key_env, way, streams, f"{url_model} at {named}", named)
     note = read_controller_note(home)
     if note is None or not note.alive or not note.url:
         raise DataError(
@@ -75,7 +77,7 @@ def find_place(
         )
     if key_env is None and os.environ.get(KEY):
         key_env = KEY
-    return Place(note.url, named, key_env, through or "batch", streams, named)
+    return Place(note.url, named, key_env, through or "batch", streams, named, named)
 
 
 def find_replica(database: Database, named: str, streams: int) -> Place:
@@ -83,7 +85,8 @@ def find_replica(database: Database, named: str, streams: int) -> Place:
     found = find_ready_replica(read_fleet(database), named)
     if found is None:
         raise DataError(f"the deployment {named!r} has no ready replica to ask")
-    return Place(found.url, found.model, found.key_env, "requests", streams, named)
+    known_as = f"{named}: {found.version} ({found.revision})"
+    return Place(found.url, found.model, found.key_env, "requests", streams, named, known_as)
 
 
 class Teacher:
@@ -97,14 +100,17 @@ class Teacher:
         self._on_progress = on_progress
         self._on_note = on_note
 
-    def ask(self, requests: Sequence[Request], what: str) -> list[str | None]:
-        """The answer to each request, in order; None for one that the server refuses. Those that
-        were answered before are not asked again. Blocks. Raises `DataError`.
+    def ask(
+        self, requests: Sequence[Request], what: str, is_sound: Callable[[str], bool] = bool
+    ) -> list[str | None]:
+        """The answer to each request, in order; None for one that the server refuses. Those whose
+        sound answers are known from before are not asked again. Blocks. Raises `DataError`.
         """
         with KeptAnswers(self._folder / "answers.jsonl") as kept:
+            unsound: dict[str, str | None] = {}
 
             def find(request: Request) -> Any:
-                return kept.find(self.place.url, self.place.model, request)
+                return kept.find(self.place.known_as, self.place.model, request)
 
             missing = [one for one in requests if find(one) is None]
             lock = threading.Lock()
@@ -113,7 +119,10 @@ class Teacher:
             def keep(request: Request, answer: str | None) -> None:
                 nonlocal done
                 with lock:
-                    kept.add({"text": answer}, self.place.url, self.place.model, request)
+                    if answer is not None and is_sound(answer):
+                        kept.add({"text": answer}, self.place.known_as, self.place.model, request)
+                    else:
+                        unsound[json.dumps(request)] = answer
                     done += 1
                     self._on_progress(Progress(what, done, len(requests), "requests"))
 
@@ -129,7 +138,11 @@ class Teacher:
                         f"{self.place.label} does not answer: {error}. {done} of {len(requests)} "
                         "answers are kept; the same command goes on"
                     ) from None
-            return [find(one)["text"] for one in requests]
+            found = [find(one) for one in requests]
+            return [
+                unsound[json.dumps(request)] if known is None else known["text"]
+                for request, known in zip(requests, found, strict=True)
+            ]
 
     def _ask_each(
         self, requests: Sequence[Request], keep: Callable[[Request, str | None], None]

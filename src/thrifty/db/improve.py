@@ -163,6 +163,14 @@ def begin_step(database: Database, run: ImproveRun, step: str, inputs: Mapping[s
         _touch(connection, run, RUNNING)
 
 
+def forget_try(database: Database, run: ImproveRun, step: str) -> None:
+    """Do not count the try of a step that was stopped in an orderly way. Raises `DatabaseError`."""
+    where = (improve_steps.c.run_id == run.id) & (improve_steps.c.step == step)
+    with database.begin() as connection:
+        fewer = update(improve_steps).where(where).values(tries=improve_steps.c.tries - 1)
+        connection.execute(fewer)
+
+
 def note_outputs(
     database: Database, run: ImproveRun, step: str, outputs: Mapping[str, Any]
 ) -> None:

@@ -61,7 +61,8 @@ release_pairs = Table(
     Column("outcome", Integer, nullable=False),
 )
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
-(`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
+(`shadow`) was better, -1 where it was worse, 0 where they tied, and 2 where the judge said nothing
+usable. Both numbers are ids of `requests`."""
 
 release_ratings = Table(
     "release_ratings",

@@ -19,6 +19,9 @@ class ReadyReplica:
     """What its server calls the model."""
     key_env: str | None
     """The environment variable that holds the server's key."""
+    version: str
+    """Its label."""
+    revision: str
 
 
 def find_ready_replica(
@@ -34,6 +37,7 @@ def find_ready_replica(
             if is_its and row.state == ReplicaState.READY:
                 settings = wanted.settings
                 return ReadyReplica(
-                    row.url, settings.upstream_model or deployment, settings.key_env
-                )
+                    row.url, settings.upstream_model or deployment, settings.key_env, wanted.label,
+                    wanted.revision,
+                )  # fmt: skip
     return None

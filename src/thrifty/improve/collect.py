@@ -120,7 +120,7 @@ def find_feedback(turn: Turn) -> Found:
             f"{guards.users}; have clients name the user of each request, or lower it",
         )
     counts, skipped = count_rows(turn, sifted)
-    return Found(sifted, len(judged), counts, choose_method(turn, counts, skipped), held)
+    return Found(sifted, len(judged), counts, choose_method(turn, counts, skipped, sifted), held)
 
 
 def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
@@ -135,7 +135,24 @@ def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
     return Counts(pairs, kinds["correction"], kinds["liked"], disliked), skipped
 
 
-def choose_method(turn: Turn, counts: Counts, skipped: Skipped) -> Method:
+def count_left(turn: Turn, method: Method, sifted: Sifted, counts: Counts) -> int:
+    """About how many rows of a method are left once those that teach answers of the loop's own
+    versions are bounded; 0 where KTO would miss a kind.
+    """
+    rows = list(_export(turn, Form(method), sifted, Skipped()))
+    taught = counts.disliked if turn.settings.teacher is not None else 0
+    mixed = [open_set(turn.home.datasets, named) for named in turn.settings.data]
+    others = sum(one.count(TRAIN) for one in mixed if one.kind == method)
+    own = find_own_versions(turn.database, turn.deployment)
+    kept, _ = bound_own(rows, own, turn.settings.guards.own, others + taught)
+    if method == "kto":
+        liked = taught + sum(bool(row["label"]) for row in kept)
+        if min(liked, taught + len(kept) - liked) < LEAST_OF_A_KIND:
+            return 0
+    return len(kept) + taught
+
+
+def choose_method(turn: Turn, counts: Counts, skipped: Skipped, sifted: Sifted) -> Method:
     """What is learned. Raises `TurnEnds` where there are too few rows for it."""
     settings = turn.settings
     # A teacher answers anew what was disliked, which is as good as a correction.
@@ -151,14 +168,19 @@ def choose_method(turn: Turn, counts: Counts, skipped: Skipped) -> Method:
             raise TurnEnds(NOTHING, _tell_one_kind(counts))
         if rows[settings.method] >= settings.rows:
             return settings.method
-    elif counts.pairs >= settings.rows:
-        return "dpo"
-    elif corrected >= settings.rows:
-        return "dpo" if corrected > counts.corrections else "sft"
-    elif rows["kto"] >= settings.rows:
-        if both:
-            return "kto"
-        raise TurnEnds(NOTHING, _tell_one_kind(counts))
+    else:
+        able: list[Method] = ["dpo"] if counts.pairs >= settings.rows else []
+        if corrected >= settings.rows:
+            able.append("dpo" if corrected > counts.corrections else "sft")
+        if rows["kto"] >= settings.rows:
+            if both:
+                able.append("kto")
+            elif not able:
+                raise TurnEnds(NOTHING, _tell_one_kind(counts))
+        left = (one for one in able if count_left(turn, one, sifted, counts) >= settings.rows)
+        if able:
+            # Where `guards.own` leaves too little for all of them, `collect` says so of the first.
+            return next(left, able[0])
     without = "; ".join(f"{number} {REASONS[why]}" for why, number in skipped.counts.most_common(3))
     asked = "" if settings.method == "auto" else f" for {settings.method}"
     raise TurnEnds(

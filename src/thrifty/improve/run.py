@@ -35,6 +35,7 @@ from thrifty.db.improve import (
     end_step,
     fail_step,
     find_active_run,
+    forget_try,
     lease_name,
     note_outputs,
     read_run,
@@ -128,6 +129,10 @@ def _do_step(turn: Turn, name: str, work: Callable[[Turn], dict[str, Any]]) -> N
     except Exception as error:
         # A fault of ours; the run says so as well as the traceback.
         _fail(turn, name, error)
+        raise
+    except KeyboardInterrupt:
+        with contextlib.suppress(DatabaseError):
+            forget_try(turn.database, turn.run, name)
         raise
     else:
         end_step(turn.database, turn.run, name, outputs)

@@ -11,19 +11,24 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy import Connection
+
 from thrifty.artifacts import Store
 from thrifty.artifacts.verdicts import GATE
 from thrifty.control.candidate import find_candidate, prepare_candidate
 from thrifty.data.augmentation import AS_IT_IS, Augmentation, parse_augmentation
 from thrifty.db.desired import Desired, DesiredChange, change_desired, read_desired
 from thrifty.db.desired_state import DesiredVersion
-from thrifty.db.improve import NOTHING, REFUSED, ImproveRun, note_outputs
+from thrifty.db.improve import DONE, NOTHING, REFUSED, ImproveRun, note_outputs
 from thrifty.db.releases import (
     ReleaseRow,
+    find_active,
     read_active,
     read_events,
     read_held,
     read_release,
+    read_releases,
+    refuse_second,
 )
 from thrifty.errors import TrainingError
 from thrifty.fleet.controller_note import read_controller_note
@@ -162,16 +167,20 @@ def gate(turn: Turn) -> dict[str, Any]:
 
 
 def release(turn: Turn) -> ReleaseRow:
-    """Begin to release the new version, or find the release that began. Raises `ControlError`."""
+    """Begin to release the new version, or find the release that began. Raises `ControlError`, also
+    where another release of the deployment is under way: nothing is touched then.
+    """
     assert turn.run is not None
     made, model = turn.require("compress"), turn.require("train")["model"]
     step = turn.run.steps.get("release")
     known = step.outputs.get("release") if step is not None else None
     if known is not None:
         return read_release(turn.database, int(known))
-    found = [one for one in read_active(turn.database, turn.deployment) if one.candidate == made["label"]]  # fmt: skip
-    if found:
-        return found[0]
+    found = find_own_release(turn, made["label"])
+    if found is not None:
+        return found
+    for active in read_active(turn.database, turn.deployment):
+        raise refuse_second(active)
     version = None
     if find_candidate(turn.database, turn.deployment, made["label"]) is None:
         maker = Compressor(turn.home, turn.store, turn.machine, turn.on_note)
@@ -187,10 +196,22 @@ def release(turn: Turn) -> ReleaseRow:
     )  # fmt: skip
 
 
+def find_own_release(turn: Turn, candidate: str) -> ReleaseRow | None:
+    """The newest release of the candidate that is under way or began after the steps before it
+    ended: that of this run, whose process was killed before it noted the release.
+    """
+    assert turn.run is not None
+    ended = [one.ended_s or 0.0 for one in turn.run.steps.values() if one.state == DONE]
+    for one in read_releases(turn.database, turn.deployment):
+        if one.candidate == candidate and (one.is_active or one.created_s >= max(ended, default=0)):
+            return one
+    return None
+
+
 def retire_versions(turn: Turn, candidate: str) -> None:
     """Stop the versions of earlier turns that have no traffic any more, so that each turn does not
     leave a replica behind; not while conversations are held on their versions. Those of the spec
-    stay.
+    stay. Raises `ControlError` while a release is under way, which may be that of one of them.
     """
     own = find_own_versions(turn.database, turn.deployment) - {candidate}
     with turn.database.begin() as connection:
@@ -205,10 +226,15 @@ def retire_versions(turn: Turn, candidate: str) -> None:
         kept = tuple(version for version in there.versions if stays(version))
         return [DesiredChange(turn.deployment, replace(there, versions=kept))]
 
+    def refuse(connection: Connection) -> None:
+        active = find_active(connection, turn.deployment)
+        if active is not None:
+            raise refuse_second(active)
+
     gone = [version.label for version in turn.read().versions if not stays(version)]
     if gone:
         why = f"{', '.join(gone)} of earlier turns without traffic"
-        change_desired(turn.database, decide, kind=RELEASE, who=turn.who, why=why)
+        change_desired(turn.database, decide, kind=RELEASE, who=turn.who, why=why, also=refuse)
         turn.on_note(f"stopped: {why}")
 
 

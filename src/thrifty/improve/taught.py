@@ -68,7 +68,7 @@ def make_taught(turn: Turn, form: Form, sifted: Sifted) -> tuple[list[dict[str, 
     turn.on_note(
         f"asking {place.label} what it answers in the place of {len(requests)} disliked answers"
     )
-    answers = teacher.ask(requests, "teacher") if requests else []
+    answers = teacher.ask(requests, "teacher", is_sound) if requests else []
     rows = [
         _make_row(row, answer, form)
         for row, answer in zip(disliked, answers, strict=True)
@@ -107,12 +107,16 @@ def list_disliked(turn: Turn, sifted: Sifted) -> list[dict[str, Any]]:
 
 def is_of_use(row: dict[str, Any], answer: str | None) -> bool:
     """Whether a teacher's answer may be learned."""
-    if answer is None or not answer.strip() or is_loop(answer) or find_pseudonym(answer):
-        return False
-    if is_refusal(answer):
+    if answer is None or not is_sound(answer):
         return False
     disliked = row["completion"][0].get("content") or ""
     return " ".join(answer.split()) != " ".join(disliked.split())
+
+
+def is_sound(answer: str) -> bool:
+    """Whether an answer says something: what does not is not kept, and asked for again."""
+    empty = not answer.strip()
+    return not (empty or is_loop(answer) or find_pseudonym(answer) or is_refusal(answer))
 
 
 def _make_row(row: dict[str, Any], answer: str | None, form: Form) -> dict[str, Any]:

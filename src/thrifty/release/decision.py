@@ -9,12 +9,27 @@ from thrifty.release.evidence import (
     BETTER,
     INCONCLUSIVE,
     NOT_WORSE,
+    NOTHING_WORSE,
     WORSE,
     Evidence,
     MetricEvidence,
 )
-from thrifty.release.plan import ERRORS, GUARDS, JUDGED, SHADOW, START, ReleasePlan
+from thrifty.release.plan import (
+    COST,
+    ERRORS,
+    GUARDS,
+    JUDGED,
+    RATED,
+    SHADOW,
+    START,
+    TPOT,
+    TTFT,
+    ReleasePlan,
+)
 
+WAITED_FOR = (TTFT, TPOT, COST, RATED)
+"""Guards whose figures come by themselves, so that a promotion by guards waits until they can tell.
+Those of failures are exact from the first conversation on, and what users say may never come."""
 NEXT, PROMOTE, ROLL_BACK, PAUSE, ABORT = "next", "promote", "roll_back", "pause", "abort"
 
 
@@ -95,22 +110,34 @@ def _decide_shadow(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
     if evidence.pairs < plan.shadow.pairs:
         return None
     why = f"{evidence.pairs} pairs were judged without a verdict"
+    if evidence.silent_pairs:
+        why += f"; the judge said nothing usable of {evidence.silent_pairs}"
     if primary or plan.shadow.inconclusive == "stop":
         return Decision(plan.then.inconclusive, why, INCONCLUSIVE)
     return Decision(NEXT, why)
 
 
 def _promote(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
-    """Promotion, where the primary metric allows it, or the guards do."""
+    """Promotion, where the primary metric allows it, or the guards do: each that was observed must
+    have had the chance to tell.
+    """
     if plan.primary == GUARDS:
+        if any(_is_awaited(metric) for metric in evidence.metrics.values()):
+            return None
         hits, count = evidence.assigned
         why = f"no guard is worse, {hits} of {count} conversations with the candidate"
-        return Decision(plan.then.not_worse, why, NOT_WORSE)
+        return Decision(plan.then.not_worse, why, NOTHING_WORSE)
     primary = evidence.metrics[plan.primary_metric]
     if primary.verdict not in (BETTER, NOT_WORSE):
         return None
     act = plan.then.better if primary.verdict == BETTER else plan.then.not_worse
     return Decision(act, _describe(plan, primary), primary.verdict)
+
+
+def _is_awaited(metric: MetricEvidence) -> bool:
+    """Whether a guard was observed, and too little so far to tell anything."""
+    observed = metric.candidate_count + metric.others_count > 0
+    return metric.metric in WAITED_FOR and observed and None in (metric.low, metric.high)
 
 
 def _describe(plan: ReleasePlan, metric: MetricEvidence) -> str:

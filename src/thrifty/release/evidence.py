@@ -43,6 +43,8 @@ from thrifty.statistics import (
 BLOCK_S = 15.0
 """Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
+NOTHING_WORSE = "nothing worse"
+"""Of a release that guards alone decide: they could have told, and none did."""
 SIGNS = {ACCEPTANCE: 1.0, RATED: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
 ABSOLUTE = (ACCEPTANCE, RATED)
@@ -80,6 +82,8 @@ class Evidence:
     requests: int = 0
     left_out: int = 0
     pairs: int = 0
+    silent_pairs: int = 0
+    """Those about which the judge said nothing usable; they are no evidence."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -88,6 +92,7 @@ class Evidence:
             "conversations": {"candidate": self.assigned[0], "all": self.assigned[1],
                               "expected": round(self.expected, 1), "as_planned": not self.ratio_broken},
             "requests": self.requests, "left_out": self.left_out, "pairs": self.pairs,
+            "silent_pairs": self.silent_pairs,
         }  # fmt: skip
 
 
@@ -107,7 +112,7 @@ def weigh(
         measured: Conversations whose requests are complete, in order.
         judged: Conversations with feedback, in order.
         shares: The candidate's share in each step.
-        outcomes: Compared pairs, in order: 1, 0 or -1.
+        outcomes: Pairs about which the judge said something, in order: 1, 0 or -1.
         rated: Conversations of which an answer was scored, in order.
         control: Of a bandit: whether a conversation is in the control slice, half of which is the
             candidate's. Acceptance and scores are of that slice alone.
@@ -227,7 +232,9 @@ def weigh_failures(
 def weigh_pairs(
     outcomes: Sequence[int], tolerance: float, margin: float, level: float
 ) -> MetricEvidence:
-    """Pairs of answers that a judge compared. The difference is the share won less the share lost.
+    """Pairs of answers about which a judge said something. The difference is the share won less the
+    share lost. Leaving out the other pairs makes no loss look smaller: of all pairs it would be a
+    smaller share.
 
     Its bounds are those of the share won of the pairs that either won, by the test that decides, times
     the share of such pairs so far.

@@ -10,7 +10,7 @@ from typing import TypeVar
 from thrifty.db.database import Database
 from thrifty.db.releases import PAUSED, ReleaseRow
 from thrifty.errors import DatabaseError
-from thrifty.evaluate.judges import Judge, JudgeAway, open_judge
+from thrifty.evaluate.judges import Judge, JudgeAway, is_mute, open_judge
 from thrifty.spec.judges import RemoteJudge
 from thrifty.untrusted_text import sanitize_line
 
@@ -40,6 +40,7 @@ class JudgeThread:
         """
         self.fault: str | None = None
         """Why the judge is away."""
+        self._asked = self._silent = 0
         self._name = name
         self._database = database
         self._named = named
@@ -54,22 +55,39 @@ class JudgeThread:
         """Whether the thread is to end."""
         return self._stopping.is_set()
 
+    @property
+    def mute(self) -> str | None:
+        """Why the judge is of no use: it answers, and says nothing usable too often."""
+        asked, silent = self._asked, self._silent
+        if not is_mute(silent, asked):
+            return None
+        return (
+            f"the judge said nothing usable {silent} of {asked} times: no answer of the form that it "
+            "was asked for, or another one once the answers changed places. Mend it, or give its "
+            "deployment a better model, and resume; or promote or abort by hand"
+        )
+
     def want(self, wanted: bool) -> None:
-        """Whether there may be work from now on."""
+        """Whether there may be work from now on. A judge that was not wanted has a new chance."""
         self._wanted = wanted
         if not wanted:
             self.fault = None
+            self._asked = self._silent = 0
         elif self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
 
-    def ask(self, question: Callable[[Judge], T]) -> T:
-        """What the judge says, which is opened if need be. For `work`. Raises `JudgeAway`."""
+    def ask(self, question: Callable[[Judge], T], nothing: T) -> T:
+        """What the judge says, which is opened if need be; `nothing` is what it says where it says
+        nothing usable. For `work`. Raises `JudgeAway`.
+        """
         if self._judge is None:
             assert self._named is not None
             self._judge = open_judge(self._named, self._database())
         said = question(self._judge)
         self.fault = None
+        self._asked += 1
+        self._silent += said == nothing
         return said
 
     def stop(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from thrifty.db.database import Database
 from thrifty.db.releases import ReleaseRow, read_outcomes, save_outcomes
-from thrifty.evaluate.judges import compare
+from thrifty.evaluate.judges import SILENT, compare
 from thrifty.release.judge_thread import JudgeThread, is_held_by_operator
 from thrifty.release.pairs import LOST, Pair, read_pairs
 from thrifty.release.plan import SHADOW, ReleasePlan
@@ -19,6 +19,9 @@ class Judging:
         self, database: Callable[[], Database], release: ReleaseRow, plan: ReleasePlan
     ) -> None:
         self.outcomes: list[int] = []
+        """Of the pairs about which something was said: 1, 0 or -1."""
+        self.silent = 0
+        """Pairs about which the judge said nothing usable."""
         self._database = database
         self._release = release
         self._plan = plan
@@ -31,6 +34,11 @@ class Judging:
     def fault(self) -> str | None:
         """Why the judge is away."""
         return self._thread.fault
+
+    @property
+    def mute(self) -> str | None:
+        """Why the judge is of no use."""
+        return self._thread.mute
 
     def look(self, release: ReleaseRow) -> None:
         """Take up the release as it is now. Raises `DatabaseError`."""
@@ -47,7 +55,7 @@ class Judging:
 
     def _judge_some(self) -> bool:
         """Compare the pairs that there are; whether there were any."""
-        if len(self.outcomes) >= self._plan.shadow.pairs:
+        if len(self.outcomes) + self.silent >= self._plan.shadow.pairs:
             return False
         database = self._database()
         pairs = read_pairs(database, self._release, self._shadows, self._conversations)
@@ -61,11 +69,16 @@ class Judging:
         return bool(pairs)
 
     def _compare(self, pair: Pair) -> int:
+        if pair.candidate == pair.other:
+            return 0
         return self._thread.ask(
-            lambda judge: compare(judge, pair.prompt, pair.candidate, pair.other)
+            lambda judge: compare(judge, pair.prompt, pair.candidate, pair.other), SILENT
         )
 
     def _note(self, shadow: int, name: str | None, outcome: int) -> None:
         self._shadows.add(shadow)
         self._conversations.add(name)
-        self.outcomes.append(outcome)
+        if outcome == SILENT:
+            self.silent += 1
+        else:
+            self.outcomes.append(outcome)

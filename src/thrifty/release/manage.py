@@ -186,19 +186,40 @@ def note_release(
     verdict: str | None = None,
     record: Record | None = None,
 ) -> None:
-    """Pause, resume, or note that a release has ended; weights stay as they are. Raises
-    `ReleaseChanged` and `DatabaseError`.
+    """Pause, resume, or note that a release has ended; weights stay as they are, and the copies of a
+    release that has ended are again as many as before. Raises `ReleaseChanged` and `DatabaseError`.
     """
     record = msgspec.structs.replace(
         record or release.record, message=why if state != RUNNING else "", paused_by=paused_by,
         verdict=verdict or release.record.verdict,
     )  # fmt: skip
-    with database.begin() as connection:
-        event = Event(kind, who, why, dict(figures or {}))
+    event = Event(kind, who, why, dict(figures or {}))
+    if state != ENDED:
+        with database.begin() as connection:
+            update_release(connection, release, event, state=state, record=record)
+        return
+
+    def also(connection: Connection) -> None:
         update_release(connection, release, event, state=state, record=record)
-        if state == ENDED:
-            drop_held(connection, release.deployment)
-            note_change(connection)
+        drop_held(connection, release.deployment)
+
+    def decide(desired: Desired) -> list[DesiredChange]:
+        there = desired.deployments.get(release.deployment)
+        if there is None:
+            return []
+        versions = tuple(_restore_copies(version, release) for version in there.versions)
+        return [DesiredChange(release.deployment, replace(there, versions=versions))]
+
+    change_desired(database, decide, kind=KIND, who=who, why=f"{kind}: {why}", also=also)
+
+
+def _restore_copies(version: DesiredVersion, release: ReleaseRow) -> DesiredVersion:
+    """The candidate with the share of copies that it had before, unless somebody else has set another
+    one; other versions as they are.
+    """
+    if version.label != release.candidate or version.shadow != release.record.shadow:
+        return version
+    return replace(version, shadow=release.record.shadow_before)
 
 
 # What operators do

@@ -120,7 +120,10 @@ class OutcomePlan(Section):
     """What is done at each verdict."""
 
     better: Promotion = Field("promote", description="The candidate is better: promote or pause.")
-    not_worse: Promotion = Field("promote", description="It is not worse by `margin` or more.")
+    not_worse: Promotion = Field(
+        "promote",
+        description="It is not worse by `margin` or more; or, where guards decide, nothing is worse.",
+    )
     worse: Literal["roll_back", "pause"] = Field(
         "roll_back", description="It is worse in some metric: roll back or pause."
     )
@@ -134,8 +137,9 @@ class ReleasePlan(Section):
 
     primary: Literal["acceptance", "judged", "rated", "guards"] | None = Field(
         None,
-        description="The metric that decides on promotion; or `guards`: promoted after all steps "
-        "unless a guard is worse, for versions whose answers nobody judges. Default: `judged` where "
+        description="The metric that decides on promotion; or `guards`: promoted after all steps, "
+        "once every guard can tell and none is worse, for versions whose answers nobody judges. "
+        "Default: `judged` where "
         "there is a judge, else `acceptance`; for models that answer with numbers `guards`.",
     )
     margin: Number = Field(
@@ -193,6 +197,8 @@ class ReleasePlan(Section):
             raise ValueError("the primary metric 'rated' needs 'canary.judge'")
         if self.primary == GUARDS and len(self.steps) == 1 and self.bandit is None:
             raise ValueError("the guards see nothing in one step to 100 percent; add a smaller one")
+        if self.primary == GUARDS and not self._guarded:
+            raise ValueError("'primary: guards' needs a guard, and all are null; give one a bound")
         if self.bandit is not None:
             if "steps" in self.model_fields_set:
                 raise ValueError("a plan has 'steps' or 'bandit', not both")
@@ -210,10 +216,10 @@ class ReleasePlan(Section):
     @property
     def primary_metric(self) -> str:
         """The metric that has half of the error budget; it decides on promotion, unless the guards
-        do together: then it is that of failures.
+        do together: then it is that of failures, or the first where failures are not guarded.
         """
         if self.primary == GUARDS:
-            return ERRORS
+            return ERRORS if ERRORS in self._guarded else next(iter(self._guarded))
         judged = self.shadow.judge is not None and self.bandit is None
         return self.primary or (JUDGED if judged else ACCEPTANCE)
 
@@ -240,19 +246,23 @@ class ReleasePlan(Section):
         """The metrics that are tested, with how much worse the candidate may be; the primary one
         is first.
         """
-        tolerances = {
-            name: value for name, value in self.guards.model_dump().items() if value is not None
-        }
-        if self.shadow.judge is None:
-            tolerances.pop(JUDGED, None)
-        if self.canary.judge is None:
-            tolerances.pop(RATED, None)
-        primary = self.primary_metric
+        tolerances, primary = self._guarded, self.primary_metric
         return {primary: tolerances.pop(primary, 0.0), **tolerances}
+
+    @property
+    def _guarded(self) -> dict[str, float]:
+        """The guards that can be measured, with how much worse the candidate may be."""
+        unjudged = {JUDGED: self.shadow.judge is None, RATED: self.canary.judge is None}
+        return {
+            name: value
+            for name, value in self.guards.model_dump().items()
+            if value is not None and not unjudged.get(name)
+        }
 
     def suit(self, family: str) -> ReleasePlan:
         """This plan for models of a family: what embeddings and rankings are worth, nobody says by
-        the answer, so that the guards decide unless the plan says otherwise.
+        the answer, so that the guards decide unless the plan says otherwise. Raises `ControlError`
+        where there are none.
         """
         judged = self.shadow.judge is not None or self.canary.judge is not None
         if (
@@ -262,7 +272,7 @@ class ReleasePlan(Section):
             or self.bandit is not None
         ):
             return self
-        return self.model_copy(update={"primary": GUARDS})
+        return parse_plan({**dump_plan(self), "primary": GUARDS})
 
 
 def parse_plan(value: Any) -> ReleasePlan:

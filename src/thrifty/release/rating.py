@@ -57,6 +57,11 @@ class Rating:
         return self._thread.fault
 
     @property
+    def mute(self) -> str | None:
+        """Why the judge is of no use."""
+        return self._thread.mute
+
+    @property
     def count(self) -> int:
         """How many conversations were looked at."""
         return len(self._scores or ())
@@ -108,7 +113,7 @@ class Rating:
         response, score = None, UNUSABLE
         if answer is not None:
             response, prompt, said = answer
-            score = self._thread.ask(lambda judge: judge.rate(prompt, said))
+            score = self._thread.ask(lambda judge: judge.rate(prompt, said), UNUSABLE)
             if not math.isfinite(score):
                 score = UNUSABLE
         save_rating(database, self._release.id, one.name, response, score)

@@ -114,6 +114,10 @@ class Watch:
                 database, release, PAUSED, who=WHO, why=fault, kind="pause", paused_by=JUDGE
             )
             return False
+        mute = self._judging.mute or self._rating.mute
+        if mute is not None and release.state == RUNNING:
+            note_release(database, release, PAUSED, who=WHO, why=mute, kind="pause", paused_by=WHO)
+            return False
         if fault is None and release.state == PAUSED and release.record.paused_by == JUDGE:
             note_release(
                 database, release, RUNNING, who=WHO, why="the judge is back", kind="resume"
@@ -197,8 +201,9 @@ class Watch:
             changed = False
         found = self._conversations
         changed |= found.read(database, release, self._clock())
-        outcomes, rated = self._judging.outcomes, self._rating.count
-        if not changed and len(outcomes) == self._evidence.pairs and rated == self._rated:
+        outcomes, silent = list(self._judging.outcomes), self._judging.silent
+        pairs, rated = len(outcomes) + silent, self._rating.count
+        if not changed and pairs == self._evidence.pairs and rated == self._rated:
             return
         self._rated = rated
         shares = [step.share for step in release.record.steps]
@@ -210,7 +215,7 @@ class Watch:
         broken, assigned, expected = check_ratio(found.assigned, shares)
         self._evidence = Evidence(
             metrics, broken, assigned, expected, found.requests, sum(found.left_out.values()),
-            len(outcomes),
+            pairs, silent,
         )  # fmt: skip
 
     def _describe(

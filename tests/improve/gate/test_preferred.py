@@ -10,11 +10,11 @@ import pytest
 from tests.curate.teaching import serving
 from thrifty.cli.gate_run import read_judge
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.judges import open_judge
+from thrifty.evaluate.judges import SILENT, open_judge
 from thrifty.evaluate.questions import Question
 from thrifty.improve.gate.items import PREFERRED, Item
 from thrifty.improve.gate.judge import NOT_WORSE, WORSE, compare_items, decide
-from thrifty.improve.gate.preferred import name_judge, prefer_answers
+from thrifty.improve.gate.preferred import grade_preferred, name_judge, prefer_answers
 from thrifty.spec.judges import RemoteJudge
 
 QUESTIONS = [f"What is {number}?" for number in range(40)]
@@ -22,10 +22,14 @@ OLD = [f"It is {number}." for number in range(40)]
 NEW = ["Aye." if number % 2 else old for number, old in enumerate(OLD)]
 
 
-def prefer(judge: str | RemoteJudge, folder: Path, new: list[str] = NEW) -> list[int]:
+def prefer(
+    judge: str | RemoteJudge, folder: Path, new: list[str] = NEW, notes: list[str] | None = None
+) -> list[int]:
+    told = notes if notes is not None else []
     return prefer_answers(
-        lambda: open_judge(judge, None), judge, QUESTIONS, new, OLD, folder, lambda _: None
-    )
+        lambda: open_judge(judge, None), judge, QUESTIONS, new, OLD, folder, lambda _: None,
+        told.append,
+    )  # fmt: skip
 
 
 def test_a_function_judges_and_equal_answers_tie(tmp_path: Path) -> None:
@@ -52,9 +56,37 @@ def test_a_judge_that_fails_is_asked_for_the_rest(tmp_path: Path) -> None:
         assert prefer(judge, tmp_path) == [number % 2 for number in range(40)]
         assert len(server.asked) == asked + 20
         assert name_judge(judge) == f"judge at {server.url}"
-    with serving(lambda said, body: "A") as server:
+
+
+def test_a_judge_that_says_nothing_refuses_to_judge_and_is_asked_again(tmp_path: Path) -> None:
+    """One that prefers a place, whatever stands there, and one whose replies are empty."""
+    for reply in ("A", "", "Both are good."):
+        with serving(lambda said, body, reply=reply: reply) as server:
+            judge = RemoteJudge(url=server.url, model="judge")
+            for _ in range(2):
+                server.asked.clear()
+                with pytest.raises(EvaluationError, match=r"said nothing usable of 20 of 20 pairs"):
+                    prefer(judge, tmp_path)
+                assert len(server.asked) >= 20, "what says nothing is not kept"
+
+
+def test_what_a_judge_says_nothing_of_is_left_out_and_told(tmp_path: Path) -> None:
+    def answer(said: str, body: dict[str, Any]) -> str:
+        if "What is 21?" in said:
+            return "A"
+        return "A" if "Answer A:\nAye." in said else "B"
+
+    notes: list[str] = []
+    with serving(answer) as server:
         judge = RemoteJudge(url=server.url, model="judge")
-        assert set(prefer(judge, tmp_path)) == {0}, "who contradicts himself says nothing"
+        found = prefer(judge, tmp_path, notes=notes)
+    assert [found[number] for number in (20, 21, 23)] == [0, SILENT, 1]
+    assert notes == [
+        "1 of 40 questions are not compared: the judge said nothing usable of their answers"
+    ]
+    new, old = grade_preferred(found)
+    assert (new[21], old[21]) == (None, None)
+    assert (new[23], old[23]) == (True, False)
 
 
 def test_outcomes_are_a_metric_that_must_be_shown_not_to_be_worse() -> None:

@@ -6,7 +6,8 @@ import { formatCount, formatDuration, formatShare } from "./format.js";
 import { announce, Badge, Card, Dialog, Empty, Loaded, Table, useLoad, When } from "./parts.js";
 import { link } from "./router.js";
 
-const TONES = { better: "good", "not worse": "good", worse: "bad", inconclusive: "idle",
+const TONES = { better: "good", "not worse": "good", "nothing worse": "good",
+  worse: "bad", inconclusive: "idle",
   running: "busy", paused: "busy", promoted: "good", rolled_back: "bad", aborted: "bad", ended: "idle" };
 const SHARES = new Set(["acceptance", "errors", "judged", "rated"]);
 const TIMES = new Set(["ttft", "tpot"]);
@@ -108,7 +109,9 @@ function Metrics({ figures }) {
     { name: "Verdict", cell: (one) => html`<${Badge} tone=${TONES[one.verdict]}>${one.verdict}</${Badge}>` },
   ];
   return html`<${Table} caption="Metrics" columns=${columns} rows=${rows} rowKey=${(one) => one.metric}
-    empty="No figures yet." />`;
+    empty="No figures yet." />${figures.silent_pairs > 0 && html`<p class="quiet small">The judge said
+    nothing usable of ${formatCount(figures.silent_pairs)} of ${formatCount(figures.pairs)} pairs; they
+    do not count.</p>`}`;
 }
 
 /** How the interval of each metric narrows: at each decision, and at each look while the page is open. */

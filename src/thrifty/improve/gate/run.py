@@ -44,7 +44,7 @@ from thrifty.home import Home
 from thrifty.improve.gate.items import PREFERRED, SET, Item, grade, read_items
 from thrifty.improve.gate.judge import ALPHA, Slice, compare_items, compare_text, decide
 from thrifty.improve.gate.leaks import check_domain, find_leaked, find_learned
-from thrifty.improve.gate.preferred import name_judge, prefer_answers
+from thrifty.improve.gate.preferred import grade_preferred, name_judge, prefer_answers
 from thrifty.improve.gate.record import write_record
 from thrifty.improve.gate.retrieval import FOUND, Search, find_nearest, read_search
 from thrifty.improve.gate.trusted import LEAST, judge_trusted
@@ -144,7 +144,14 @@ def run_gate(
     machine = machine or detect_machine()
     models = _find_models(store, request)
     learned = find_learned(store, *(one for one, _ in models.each()))
-    notes = [f"{data} could not be searched for leaks: it is not here" for data in learned.missing]
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        on_note(text)
+
+    for data in learned.missing:
+        note(f"{data} could not be searched for leaks: it is not here")
     searches: list[Search] = []
     domains: list[DataFile] = []
     if models.are_encoders:
@@ -154,16 +161,16 @@ def run_gate(
         items, domains, sets = _find_data(store, home, request, models, on_progress)
     leaked = find_leaked(items, learned.files)
     if leaked:
-        notes.append(f"{len(leaked)} questions are left out: the model was trained on them")
+        note(f"{len(leaked)} questions are left out: the model was trained on them")
         items = [item for number, item in enumerate(items) if number not in leaked]
     for domain in domains:
         check_domain(domain.path, learned.files)
-    for note in notes:
-        on_note(note)
     if models.are_encoders:
         slices = _judge_searches(store, home, models, searches, leaked, request, on_progress)
     else:
-        slices = _judge_answers(store, home, machine, models, items, request, on_progress, database)
+        slices = _judge_answers(
+            store, home, machine, models, items, request, on_progress, note, database
+        )
     slices += _judge_text(store, home, models, domains, request, on_progress)
     slices += _judge_trusted(store, home, models, request, on_progress, on_note)
     if not slices:
@@ -174,8 +181,7 @@ def run_gate(
     slices = decide(slices, request.margin)
     speed = _judge_speed(store, home, machine, models, on_progress) if request.speed else {}
     if any(one["busy"] for one in speed.values()):
-        notes.append("speeds are not judged: the machine was busy while they were measured")
-        on_note(notes[-1])
+        note("speeds are not judged: the machine was busy while they were measured")
     failed = [one for one in slices if one.failed]
     slow = [name for name, one in speed.items() if one["failed"]]
     message = describe(models.candidate[0], models.against[0], failed, slow, request.margin)
@@ -357,6 +363,7 @@ def _judge_answers(
     items: Sequence[Item],
     request: GateRequest,
     on_progress: OnProgress,
+    on_note: OnNote,
     database: Database | None,
 ) -> list[Slice]:
     if not items and request.judge is not None:
@@ -377,13 +384,11 @@ def _judge_answers(
     new, old = grade(items, candidate), grade(items, against)
     judge = request.judge
     if judge is not None:
-        questions = [item.question.text for item in items]
         outcomes = prefer_answers(
-            lambda: open_judge(judge, database), judge, questions, candidate, against,
-            home.evaluations, on_progress,
+            lambda: open_judge(judge, database), judge, [item.question.text for item in items],
+            candidate, against, home.evaluations, on_progress, on_note,
         )  # fmt: skip
-        new[PREFERRED] = [one >= 0 for one in outcomes]
-        old[PREFERRED] = [one <= 0 for one in outcomes]
+        new[PREFERRED], old[PREFERRED] = grade_preferred(outcomes)
     return compare_items(items, (new, candidate), (old, against), base, request.margin)
 
 
