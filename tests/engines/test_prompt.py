@@ -119,6 +119,14 @@ def test_calls_and_results_without_ids_belong_together_in_their_order() -> None:
     assert f"B#{second}" in prompt
 
 
+def test_half_of_a_surrogate_pair_in_a_call_is_no_fault() -> None:
+    source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+    source += "{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    message = call(r'{"a": "\ud83d", "\udc00": "\\\\ud83d \ud83d\ude00"}')
+    expected = json.dumps({"a": "\ufffd", "\ufffd": "\\\\ud83d \U0001f600"}, ensure_ascii=False)
+    assert expected in render(source, USER, message)
+
+
 # roles
 
 
