@@ -127,6 +127,17 @@ def test_half_of_a_surrogate_pair_in_a_call_is_no_fault() -> None:
     assert expected in render(source, USER, message)
 
 
+def test_truncated_prompt_is_the_end_of_the_whole_one() -> None:
+    messages = [
+        {"role": "user", "content": "<|im_end|> " + f"word {number} " * 9} for number in range(300)
+    ]
+    tokenizer = find_tokenizer(templates.CHATML)
+    body = {"messages": messages}
+    whole = build_prompt(body, tokenizer, parse_tools(body)).ids
+    for keep in (1, 7, 500, 2000, len(whole), len(whole) + 5):
+        assert build_prompt(body, tokenizer, parse_tools(body), keep=keep).ids == whole[-keep:]
+
+
 # roles
 
 
