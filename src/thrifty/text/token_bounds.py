@@ -100,7 +100,7 @@ def find_bound(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> TokenBoun
 
 
 def _splits_words(tokenizer: Tokenizer, added: Iterable[str]) -> bool:
-    """Whether a tokenizer gives every word that has a letter or digit of ASCII a token of its own."""
+    """Whether every word with a letter or digit of ASCII gets a token of its own."""
     if any(" " in token for token in added):
         return False
     for step in _read_steps(tokenizer.normalizer, "normalizers"):

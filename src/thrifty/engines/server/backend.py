@@ -44,7 +44,7 @@ class Sampling(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Tokens, and what is added to their logits. Empty where the engine does not honour the field."""
+    """Tokens, and what is added to their logits. Empty where the engine does not honour it."""
     logprobs: bool = False
     top_logprobs: int = 0
     """How many of the likeliest tokens are wanted in the place of each token."""

@@ -260,7 +260,7 @@ _PIECES = re.compile(
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}"
     r"(?:\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?=[^\\]|\\[^u]|\\u[^dD]|\\u[dD][^c-fC-F])))*"
 )
-"""Characters of a string, each whole. Half of a surrogate pair is one where no other half follows."""
+"""Characters of a string, each whole. Half of a surrogate pair is one if no other half follows."""
 
 
 def _count_begun(text: str) -> int:
@@ -287,8 +287,8 @@ def _read_calls(text: str, known: set[str]) -> list[tuple[str, str]]:
 
 
 def _write_arguments(call: dict[str, Any]) -> str:
-    """The arguments of a call as text that UTF-8 can hold. Raises `ValueError` for numbers that JSON
-    does not have.
+    """The arguments of a call as text that UTF-8 can hold. Raises `ValueError` for numbers that
+    JSON does not have.
     """
     value = call.get("arguments", call.get("parameters")) or {}
     if not isinstance(value, str):
