@@ -25,6 +25,8 @@ from thrifty.text.control_tokens import make_mark
 from thrifty.text.fit_messages import fit_calls, fit_roles
 from thrifty.text.tokenizer import TextTokenizer, refuse_messages
 
+SHORT_CHARS = 4096
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -94,8 +96,10 @@ def _encode(pieces: list[str], tokenizer: TextTokenizer, keep: int | None) -> li
 
 def check_text(text: str, tokenizer: TextTokenizer, facts: ModelFacts, param: str) -> None:
     """Raise a 400 where the length of a text alone proves that its tokens do not fit. Tokenizing
-    megabytes takes seconds.
+    megabytes takes seconds; short texts are tokenized, so that their tokens can be told.
     """
+    if len(text) <= SHORT_CHARS:
+        return
     least = tokenizer.count_least(text, enough=facts.context_length + 1)
     if least > facts.context_length:
         raise bad_request(
