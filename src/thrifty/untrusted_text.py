@@ -7,6 +7,7 @@ line of limited length: a label, a header, a line of a log, a code.
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_FORMAT_VARIABLE = "THRIFTY_LOG_FORMAT"
 LOG_IDS = ("response_id", "trace_id")
 """What a message of a log may be about, as attributes of its record."""
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def replace_halves(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair: JSON can name them, UTF-8 cannot."""
+    return text if text.isascii() else _HALVES.sub(REPLACEMENT, text)
 
 
 def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from thrifty.db.fleet import GatewayRow, save_gateway
 from thrifty.db.keys import create_key, revoke_key
 from thrifty.http.origin import parse_origin
 from thrifty.http.server import Exchange
+from thrifty.openai.conversations import Conversations
 
 SETTINGS = BatchSettings()
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -289,6 +291,39 @@ async def test_lines_wait_for_a_replica_and_survive_its_loss(tmp_path: Path) -> 
             await gateway.set_replicas([replica_row(0, url)])
             ended = await talk.wait(batch["id"])
         assert ended["request_counts"] == {"total": 20, "completed": 20, "failed": 0}
+
+
+async def test_no_line_blocks_the_others_of_a_deployment_with_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = echo_deployment()
+    second = replace(row.versions[0], label="echo@v2", revision="r2", weight=0.0)
+    identify = Conversations.identify
+
+    def fail_on_poison(self: Conversations, *args: Any) -> str:
+        if "poison" in str(args[-1]):
+            raise RuntimeError("no conversation")
+        return identify(self, *args)
+
+    monkeypatch.setattr(Conversations, "identify", fail_on_poison)
+    bad = json.dumps(make_line("x", body={"seed": "NUMBER"})).encode()
+    async with (
+        running_echo() as url,
+        running_gateway(
+            tmp_path,
+            [url],
+            batches=SETTINGS,
+            deployment=replace(row, versions=(*row.versions, second)),
+        ) as gateway,
+    ):
+        talk = Talk(gateway)
+        lines = [make_line("p", "poison"), bad.replace(b'"NUMBER"', b"1e400"),
+                 bad.replace(b'"NUMBER"', b"9" * 5000), bad.replace(b"NUMBER", b"\xff")]  # fmt: skip
+        good = [make_line(f"g{number}", f"text {number}") for number in range(20)]
+        ended = await talk.wait((await talk.create([*lines, *good]))["id"])
+        assert ended["request_counts"] == {"total": 24, "completed": 20, "failed": 4}
+        _, errors = await talk.results(ended)
+        assert [r["error"]["code"] for r in errors if r["error"]].count("invalid_body") >= 2
 
 
 async def test_a_line_that_always_fails_ends_in_the_error_file(

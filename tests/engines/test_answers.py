@@ -388,6 +388,24 @@ class Failing(EchoBackend):
         return super().submit(prompt, sampling, pass_on, on_failure, priority)
 
 
+class Odd(EchoBackend):
+    """Leaves out the log-probability of a token whose byte is `!`."""
+
+    def submit(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+        priority: int = 0,
+    ) -> int:
+        def pass_on(output: Output) -> None:
+            output.logprobs = [] if ord("!") in output.token_ids else [-1.0] * len(output.token_ids)
+            on_output(output)
+
+        return super().submit(prompt, sampling, pass_on, on_failure, priority)
+
+
 class Seeds(EchoBackend):
     """Answers with its seed."""
 
@@ -426,6 +444,36 @@ async def test_stream_ends_with_its_mark() -> None:
     assert join_chat(reply.events)["content"] == "Grüße"
     assert len(reply.events) == 2 + len("Grüße")
     assert len({event["id"] for event in reply.events}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_that_cannot_be_written_fails_alone(*, stream: bool) -> None:
+    backend = Odd(tpot_s=0.001)
+    async with serving(backend) as where:
+        said = ["good" * 9, "ab!c" * 100]
+        good, odd = await asyncio.gather(
+            *(
+                post(where, "/v1/completions", prompt=text, max_tokens=400, stream=stream)
+                for text in said
+            )
+        )
+        assert good.status == 200
+        assert "error" not in good.body.decode()
+        error = (odd.events[-1] if stream else odd.json())["error"]
+        assert error["code"] == "engine_error"
+        assert odd.status == (200 if stream else 500)
+        assert backend.load().running == 0
+        assert (await post(where, "/v1/completions", prompt="again", max_tokens=5)).status == 200
+
+
+async def test_call_with_half_of_a_surrogate_pair_is_told() -> None:
+    reply = r'{"arguments": {"city": "a\ud83d"}, "name": "weather"}'
+    async with serving(EchoBackend(reply=reply)) as where:
+        whole = (await post(where, tools=[TOOL])).json()["choices"][0]["message"]["tool_calls"]
+        events = (await post(where, tools=[TOOL], stream=True)).events
+    assert json.loads(whole[0]["function"]["arguments"]) == {"city": "a\ufffd"}
+    (call,) = join_chat(events)["calls"]
+    assert "a\ufffd" in str(call)
 
 
 async def test_usage_is_streamed_to_those_who_ask() -> None:

@@ -82,6 +82,11 @@ def test_only_the_first_call_counts_where_one_is_asked_for() -> None:
         ('{"name": "clock"}', {}),
         ('{"name": "clock", "arguments": null}', {}),
         ('{"name": "clock", "arguments": "{\\"zone\\": 1}"}', {"zone": 1}),
+        (
+            r'{"arguments": {"a": "\ud83d", "\udc00": "\ud83d\ude00"}, "name": "clock"}',
+            {"a": "\ufffd", "\ufffd": "\U0001f600"},
+        ),
+        (r'{"name": "clock", "arguments": "{\"a\": \"\ud83d\"}"}', {"a": "\ufffd"}),
     ],
 )
 def test_arguments_come_in_several_forms(inner: str, arguments: Any) -> None:
@@ -106,6 +111,8 @@ BAD = [
     f"{OPEN}{{ not json {CLOSE}",
     f"{OPEN} {OPEN} {CLOSE}",
     f"{CLOSE}{CALL}",
+    '{"arguments": {"a": NaN}, "name": "clock"}',
+    '{"arguments": {"a": 1e400}, "name": "clock"}',
     "[" * 100_000,
     f"{OPEN}{'[' * 100_000}{CLOSE}",
     '{"a":' * 50_000,
@@ -209,6 +216,20 @@ def test_input_of_a_custom_tool_is_told_decoded() -> None:
     assert call["custom"] == {"name": "shell", "input": 'a\n"é\U0001f600'}
     assert whole
     assert reader.whole
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"a\ud83d", "a\ufffd"), (r"a\udc00b", "a\ufffdb"), (r"\ud83d\n", "\ufffd\n"), ("a\nb\x00", "a\nb\0"),
+        (r"\ud83d\ud83d\ude00", "\ufffd\U0001f600"), (r"\ud83d\u0041", "\ufffdA"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_any_input_of_a_custom_tool_can_be_told(written: str, read: str, size: int) -> None:
+    text = f'{{"name": "shell", "arguments": {{"input": "{written}"}}}}'
+    told, _ = feed(text, [size], REQUIRED)
+    assert join(told) == ("", [f"shell:{read}"])
 
 
 @pytest.mark.parametrize(

@@ -619,7 +619,7 @@ def test_client_that_hangs_up_ends_its_generation(server: Server, stream: bool) 
         ({"stop_token_ids": [2**30]}, "stop_token_ids", "invalid_value"),
         ({"max_tokens": 10_000_000}, "messages", "context_length_exceeded"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
     ],
 )  # fmt: skip
 def test_mistake_is_a_400_that_names_its_field(
@@ -672,6 +672,7 @@ SAMPLES: dict[str, Any] = {
     "echo": True,
     "continue_final_message": True,
     "add_generation_prompt": False,
+    "logit_bias": {"5": 1},
     "prompt": "One, two,",
     "input": "One, two,",
 }

@@ -416,6 +416,66 @@ def test_schema_that_explodes_is_refused_in_little_time(schema: Schema) -> None:
     assert "cannot be enforced" in refusal(schema)
 
 
+HIDDEN = [
+    {"pattern": "(?=x)"}, {"minimum": "x"}, {"maxLength": "a"}, {"required": 5}, {"enum": 5}, {"items": [1]},
+    {"properties": [1]}, {"multipleOf": 0}, {"allOf": {}}, {"type": 5}, {"properties": {"a": {"minimum": "x"}}},
+    {"const": 1, "$ref": "#/components/schemas/A"}, {"format": 5}, {"patternProperties": {"(?=x)": {}}},
+    {"dependentRequired": 5}, {"$ref": 5}, {"not": 5}, {"minItems": -1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=range(len(HIDDEN)))
+def test_schema_is_judged_wherever_a_reference_finds_it(hidden: Schema) -> None:
+    schema = {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": hidden}}}
+    assert "cannot be enforced" in refusal(schema)
+
+
+def test_reference_may_point_anywhere_and_has_to_find_something() -> None:
+    schema = {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": {"const": 7}}}}
+    assert "7" in bind(schema).text
+    for step in ("9" * 5_000, "1" * 9, "²", "-1", "x"):
+        assert "points to nothing" in refusal({"$ref": f"#/enum/{step}", "enum": [{}]})
+
+
+def test_messages_show_the_beginning_of_a_long_path() -> None:
+    message = refusal({"properties": {"x" * 50_000: {"pattern": "(?=x)"}}})
+    assert len(message) < 500
+
+
+ANY_JSON = st.recursive(
+    st.sampled_from([None, True, 0, -1, 5, 10**30, 0.5, 1e300, "", "a", "string", "#", "#/$defs/a", "^a$"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                ["type", "enum", "const", "items", "properties", "required", "pattern", "$ref", "$defs",
+                 "anyOf", "allOf", "not", "if", "then", "minimum", "multipleOf", "maxLength", "minItems",
+                 "uniqueItems", "contains", "dependentRequired", "dependentSchemas", "propertyNames",
+                 "patternProperties", "additionalProperties", "prefixItems", "format", "a"]
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(max_size=3), ANY_JSON, max_size=2), ANY_JSON)
+def test_any_schema_is_enforced_or_refused_by_name(others: Schema, hidden: Any) -> None:
+    for schema in ({"$ref": "#/x", "x": hidden, **others}, hidden):
+        if not isinstance(schema, dict):
+            continue
+        try:
+            bind(schema)
+        except WireError as raised:
+            error = raised
+        else:
+            continue
+        assert error.code == "invalid_schema"
+        assert "a reason that is not known" not in error.message
+
+
 def test_schema_that_is_nested_too_deeply_raises_what_the_server_knows() -> None:
     schema: Schema = {"type": "null"}
     for _ in range(3_000):

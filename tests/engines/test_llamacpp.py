@@ -33,6 +33,7 @@ from thrifty.engines.llamacpp.adapter import LlamaCppEngine
 from thrifty.engines.llamacpp.backend import LlamaCppBackend
 from thrifty.engines.llamacpp.gbnf import translate
 from thrifty.engines.llamacpp.prepare import NOTE, count_kv_values
+from thrifty.engines.llamacpp.requests import make_body
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.engines.llamacpp.tokens import TokenBytes
 from thrifty.engines.machine import detect_machine
@@ -85,6 +86,12 @@ def test_the_lock_has_the_version_that_is_installed_on_first_use() -> None:
 
 
 # grammars and tokens
+
+
+def test_biases_stand_beside_banned_tokens() -> None:
+    sampling = Sampling(max_tokens=3, logit_bias=((5, -100.0), (7, 0.5)))
+    body = make_body([1], sampling, count=3, context=9, prefix_cache=True, banned=[2])
+    assert body["logit_bias"] == [[5, -100.0], [7, 0.5], [2, False]]
 
 
 def test_grammar_loses_what_llama_cpp_does_not_read() -> None:
@@ -356,6 +363,26 @@ class TestBackend:
             assert model.backend.load().facts["speculation_acceptance"] > 0.1
         told = [logprob for one in bound for logprob in one.logprobs or ()]
         assert scores[-len(told) :] == pytest.approx(told, abs=0.02)
+
+    async def test_biases_are_added_to_what_the_model_says(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+
+            async def say(**more: Any) -> list[int]:
+                sampling = greedy(4, ignore_eos=True, **more)
+                found = await model.ask("Once", sampling)
+                return [token for one in found for token in one.token_ids]
+
+            plain = await say()
+            banned = await say(logit_bias=((plain[0], -100.0),))
+            assert plain[0] not in banned
+            assert await say(logit_bias=((plain[0], 0.0),)) == plain
+            other = model.tokenizer.encode("x")[-1]
+            assert await say(logit_bias=((other, 100.0),)) == [other] * 4
+            # At least two tokens, of which the first request may not end the answer.
+            least = await say(logit_bias=((other, 100.0),), min_tokens=2)
+            assert least == [other] * 4
 
     async def test_bound_answers(self, store: Store, tmp_path: Path) -> None:
         schema = {

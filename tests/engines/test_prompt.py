@@ -119,6 +119,25 @@ def test_calls_and_results_without_ids_belong_together_in_their_order() -> None:
     assert f"B#{second}" in prompt
 
 
+def test_half_of_a_surrogate_pair_in_a_call_is_no_fault() -> None:
+    source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+    source += "{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    message = call(r'{"a": "\ud83d", "\udc00": "\\\\ud83d \ud83d\ude00"}')
+    expected = json.dumps({"a": "\ufffd", "\ufffd": "\\\\ud83d \U0001f600"}, ensure_ascii=False)
+    assert expected in render(source, USER, message)
+
+
+def test_truncated_prompt_is_the_end_of_the_whole_one() -> None:
+    messages = [
+        {"role": "user", "content": "<|im_end|> " + f"word {number} " * 9} for number in range(300)
+    ]
+    tokenizer = find_tokenizer(templates.CHATML)
+    body = {"messages": messages}
+    whole = build_prompt(body, tokenizer, parse_tools(body)).ids
+    for keep in (1, 7, 500, 2000, len(whole), len(whole) + 5):
+        assert build_prompt(body, tokenizer, parse_tools(body), keep=keep).ids == whole[-keep:]
+
+
 # roles
 
 

@@ -79,12 +79,13 @@ def test_every_setting_is_handed_on() -> None:
         model="m", max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
         ignore_eos=True, stop_token_ids=[5], logprobs=True, top_logprobs=4, n=3, stop=["a", "b"],
-        stream=True, stream_options={"include_usage": True},
+        stream=True, stream_options={"include_usage": True}, logit_bias={"5": -100, "07": 0.5},
     )  # fmt: skip
     assert request.sampling == Sampling(
         max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
         seeded=True, ignore_eos=True, stop_token_ids=(5,), logprobs=True, top_logprobs=4,
+        logit_bias=((5, -100.0), (7, 0.5)),
     )  # fmt: skip
     assert (request.model, request.n, request.stops) == ("m", 3, ("a", "b"))
     assert (request.stream, request.stream_options) == (True, StreamOptions(usage=True))

@@ -15,12 +15,14 @@ from tests.parts import echo_deployment, running_echo, running_gateway, until
 from thrifty.db.fleet import FleetState, save_deployment
 from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import ID_MARK, make_chunks
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.routing import make_policy
 from thrifty.gateway.state.call import Call, ParsedRequest, Target
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_answer
+from thrifty.openai.stream_options import PLAIN
 
 CHAT: dict[str, Any] = {
     "model": "echo",
@@ -538,6 +540,20 @@ async def test_the_same_error_goes_to_all_who_shared(tmp_path: Path) -> None:
 
 
 # Assembled streams
+
+
+@pytest.mark.parametrize("message", [{"content": "Hi"}, {"content": None}, {
+    "content": None, "tool_calls": [{"id": "a", "type": "function",
+                                     "function": {"name": "f", "arguments": "{}"}}] * 2}])  # fmt: skip
+def test_a_replayed_stream_has_the_log_probabilities_once(message: dict[str, Any]) -> None:
+    logprobs = {"content": [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": []}]}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}
+    chunks = make_chunks({"object": "chat.completion", "choices": [choice]}, PLAIN)
+    found = [
+        json.loads(one.removeprefix(b"data: ").replace(ID_MARK, b""))["choices"][0]["logprobs"]
+        for one in chunks
+    ]
+    assert [one for one in found if one is not None] == [logprobs]
 
 
 def test_assembling_refuses_a_stream_that_did_not_end() -> None:

@@ -79,7 +79,8 @@ async def test_rows_are_found_by_what_they_are(tmp_path: Path) -> None:
         assert await find(f"?limit=2&after={page['last_id']}") == [ids[2]]
         for query in ("?disliked=1", "?slower_ms=x", "?since=x", "?limit=0", "?colour=red"):
             assert (await get(gateway, query)).status == 400, query
-        assert (await get(gateway, "?after=x")).status == 404
+        for after in ("x", "0" * 20 + "9" * 400, "9" * 19):
+            assert (await get(gateway, f"?after={after}")).status == 404
         assert "Hi" not in (await get(gateway)).body.decode(), "texts are not in it"
 
 

@@ -205,6 +205,9 @@ FORMS: dict[str, tuple[bytes, ...]] = {
            b"data: %b\r\rdata: [DONE]\r\r" % END),
     "mixed": (b"data: %b\r\n\ndata: %b\n\r" % (chunk("Hi "), chunk("there")),
               b"data: %b\n\r\ndata: [DONE]\r\r\n" % END),
+    "Azure": (b'data: {"choices":[],"id":"","object":"","model":"","prompt_filter_results":[{"a":1}]}\n\n',
+              b"data: %b\n\ndata: %b\n\n" % (chunk("Hi "), chunk("there")),
+              b"data: %b\n\ndata: [DONE]\n\n" % END),
     "several lines": (b"data: %b\n\n" % chunk("Hi ").replace(b",", b",\ndata:"),
                       b"data: %b\n\n" % chunk("there").replace(b",", b"\ndata: ,"),
                       b"data: %b\n\ndata: [DONE]\n\n" % END),
@@ -267,6 +270,13 @@ NOT_UNDERSTOOD: dict[str, bytes] = {
                            b'"finish_reason": "stop"}]}',
     "calls that are none": head() + WHOLE.replace(b'"Hi there"', b'null,"tool_calls":[1]'),
     "an error with 200": head() + b'{"error": {"message": "x", "code": 502}}',
+    "a failed choice": head() + WHOLE.replace(b'"index"', b'"error":{"code":502},"index"'),
+    "a choice that ends in an error": head() + WHOLE.replace(b'"stop"', b'"error"'),
+    "an error beside choices": head() + WHOLE.replace(b'"object"', b'"error":{"code":502},"object"'),
+    "a failed choice as a stream": sse(b"data: %b\n\ndata: %b\n\ndata: [DONE]\n\n" % (
+        chunk("a"), chunk(finish_reason="error", error={"code": 502}))),
+    "an error that ends no choice": sse(b"data: %b\n\ndata: %b\n\ndata: [DONE]\n\n" % (
+        chunk("a", error={"code": 502}), END)),
     "a page": head(kind="text/html") + b"<html>Hello</html>",
     "nothing": head(),
     "bytes": head() + b"\xff\xfe\x00",
@@ -348,6 +358,43 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "replica_lost"
         assert b"[DONE]" not in reply.body
         assert b'"cho' not in reply.body.replace(b'"choices"', b"")
+
+
+async def test_who_follows_a_stream_that_cannot_be_put_together_asks_for_itself(
+    tmp_path: Path,
+) -> None:
+    gate = asyncio.Event()
+
+    async def serve(state: Scripted, peer: Peer) -> None:
+        request = await peer.read_request()
+        state.requests.append(request)
+        if not read_body(request).get("stream"):
+            await peer.send(head(), WHOLE)
+            return
+        await peer.send(sse(b"data: %b\n\n" % chunk("a")))
+        await gate.wait()
+        await peer.send(b"data: {oops\n\ndata: %b\n\ndata: [DONE]\n\n" % END)
+
+    async with (
+        scripted(serve) as server,
+        running_gateway(
+            tmp_path, [server.url], deployment=make_deployment(engine="remote")
+        ) as gateway,
+    ):
+        leading = asyncio.ensure_future(gateway.ask(STREAM))
+        await until(lambda: server.requests)
+        following = asyncio.ensure_future(gateway.ask(CHAT))
+
+        async def joined() -> bool:
+            page = await gateway.ask(b"", "/metrics", method="GET")
+            return page.metric("thrifty_shared_requests_total", deployment="echo") == 1
+
+        await until(joined)
+        gate.set()
+        assert (await leading).status == 200
+        reply = await following
+        assert (reply.status, read_text(reply)) == (200, "Hi there")
+        assert reply.headers[b"x-thrifty-cache"] == b"miss"
 
 
 async def test_followers_of_a_strange_stream_get_it_too(tmp_path: Path) -> None:
@@ -432,6 +479,46 @@ async def test_stream_options_that_are_refused_are_left_out_from_then_on(
         # What the client asks for itself is the client's.
         reply = await gateway.ask({**STREAM, "stream_options": {"include_usage": True}})
         assert reply.status == status
+
+
+CALL = {
+    "index": 0,
+    "id": "c",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"a": 12345678}'},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        ([head(), WHOLE.replace(b'"usage"', b'"use"')], 2),
+        ([head(), WHOLE.replace(b'"prompt_tokens":3', b'"prompt_tokens":-3')], 2),
+        ([head(), WHOLE.replace(b'"Hi there"', b'null,"tool_calls":[%b]' % msgspec.json.encode(CALL))
+          .replace(b'"usage"', b'"use"')], 4),
+        ([sse(*[event for event in FORMS["plain"] if b"usage" not in event])], 1),
+    ],
+    ids=["whole", "absurd", "calls", "stream"],
+)  # fmt: skip
+async def test_tokens_are_estimated_where_none_are_told(
+    tmp_path: Path, answer: list[bytes], tokens: int
+) -> None:
+    async with remote(tmp_path, lambda _: answer, cache_when="never") as (gateway, _):
+        assert (await gateway.ask(STREAM if b"event-stream" in answer[0] else CHAT)).status == 200
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_completion_tokens_total") == tokens
+        assert metrics.metric("thrifty_prompt_tokens_total") > 0
+
+
+async def test_pieces_of_calls_and_reasoning_count_as_tokens(tmp_path: Path) -> None:
+    deltas = [{"tool_calls": [CALL]}, {"reasoning": "Hm"}, {"reasoning_content": "Hm"}, {"refusal": "No"},
+              {"tool_calls": [{"index": 0, "custom": {"input": "x"}}]}, {"content": ""}]  # fmt: skip
+    events = [b"data: %b\n\n" % chunk(delta=delta) for delta in deltas]
+    answer = sse(*events, b"data: %b\n\ndata: [DONE]\n\n" % END)
+    async with remote(tmp_path, lambda _: [answer], takes_stream_options=False) as (gateway, _):
+        assert (await gateway.ask(STREAM)).status == 200
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_completion_tokens_total") == 5
 
 
 async def test_an_error_about_something_else_is_the_clients(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_complete_usage_is_parsed(data: bytes, usage: Usage | None, alone: bool)
 
 @pytest.mark.parametrize(
     ("details", "cached"),
-    [({"cached_tokens": 5}, 5), ({"cached_tokens": None}, 0), ({}, 0), (None, 0), ({"audio_tokens": 1}, 0)],
+    [({"cached_tokens": 5}, 5), ({"cached_tokens": 10}, 9), ({"cached_tokens": -1}, 0), ({"cached_tokens": None}, 0), ({}, 0), (None, 0), ({"audio_tokens": 1}, 0)],
 )  # fmt: skip
 def test_cached_tokens_are_those_of_the_prefix_cache(
     details: dict[str, Any] | None, cached: int

@@ -124,7 +124,15 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "best_of": [0, 21],
     "top_logprobs": [-1, 21],
     "stream_options": [{"include_usage": 1}, {"include": True}, {"include_obfuscation": "no"}],
-    "logit_bias": [{"5": 101}, {"5": -100.5}, {"5": True}, {"5": "1"}, {"x": 1}, {"-1": 1}],
+    "logit_bias": [
+        {"5": 101},
+        {"5": -100.5},
+        {"5": True},
+        {"5": "1"},
+        {"x": 1},
+        {"-1": 1},
+        {"9" * 11: 1},
+    ],
     "messages": [[]],
     "tool_choice": ["any", ""],
     "input": [[], [[]], ["x", 1], [1, "x"], [[1], []], [[1], "x"], [-1], [True], [[1], [True]]],
@@ -281,7 +289,7 @@ def test_an_error_names_the_replacement() -> None:
     body = {"messages": MESSAGES, "logit_bias": {"1": 2}}
     message = refusal(body, Endpoint.CHAT, frozenset()).message
     assert message.endswith(
-        "; remove it, or use 'engine: remote' with a server that can, such as vLLM."
+        "; remove it, or use an engine that can: 'llamacpp', or 'remote' with a server such as vLLM."
     )
     body = {"messages": MESSAGES, "reasoning_effort": "low"}
     assert refusal(body, Endpoint.CHAT, frozenset()).message.endswith("'chat_template_kwargs'.")

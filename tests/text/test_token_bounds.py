@@ -84,6 +84,70 @@ def test_bounds_are_useful(tokenizers: dict[str, Tokenizer]) -> None:
         assert count / 60 < bound_of(tokenizer).count_least(text), name
 
 
+WORDS = ["hello", "##lo", "wor", "##ld", "7", ".", "▁", "▁hello", "▁wor", "ld", "a", "b"]
+WORD_PIECE = models.WordPiece(
+    {word: index for index, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"
+)
+UNIGRAM = models.Unigram([("<unk>", 0.0), *((word, -1.0) for word in WORDS)], 0)
+
+
+def make_word_tokenizer(model: Any, normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True), "[SEP]"])
+    return tokenizer
+
+
+BERT = make_word_tokenizer(
+    WORD_PIECE, normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+)
+ROBERTA = make_word_tokenizer(
+    UNIGRAM,
+    normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]),
+    pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]),
+)  # fmt: skip
+SPLIT = make_word_tokenizer(UNIGRAM, None, pre_tokenizers.Metaspace())
+WORDY = st.one_of(
+    TEXT,
+    st.lists(st.sampled_from(["hello", "world", " ", "  ", "\n", "<mask>", "[SEP]", "é", "e\u0301", "\u200b",
+                              "\x00", "ﬁ", "x" * 300, "7", "."]), max_size=30).map("".join),
+)  # fmt: skip
+
+
+@given(text=WORDY)
+def test_no_text_has_fewer_tokens_than_words(text: str) -> None:
+    for tokenizer in (BERT, ROBERTA, SPLIT):
+        bound = bound_of(tokenizer)
+        assert bound == TokenBound(splits_words=True)
+        assert bound.count_least(text) <= len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def test_words_are_counted_as_far_as_it_matters() -> None:
+    assert bound_of(BERT).count_least("hello world " * 1000) == 2000
+    assert bound_of(BERT).count_least("hello world " * 1000, enough=513) == 513
+    assert bound_of(BERT).count_least("é ... " * 1000) == 0
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        make_word_tokenizer(WORD_PIECE, normalizers.Replace("a", ""), pre_tokenizers.Whitespace()),
+        make_word_tokenizer(WORD_PIECE, None, pre_tokenizers.Split(Regex(r"\w+"), "removed")),
+        make_word_tokenizer(UNIGRAM, None, pre_tokenizers.Metaspace(split=False)),
+        make_word_tokenizer(UNIGRAM, normalizers.Replace(" ", "▁"), None),
+    ],
+    ids=range(4),
+)
+def test_words_are_not_counted_where_they_may_be_joined_or_dropped(tokenizer: Tokenizer) -> None:
+    assert bound_of(tokenizer) == TokenBound()
+
+
+def test_words_are_not_counted_where_a_token_holds_several() -> None:
+    tokenizer = make_word_tokenizer(WORD_PIECE, None, pre_tokenizers.Whitespace())
+    tokenizer.add_tokens(["hello world"])
+    assert bound_of(tokenizer) == TokenBound()
+
+
 def test_composed_text_is_not_as_short_as_the_bound() -> None:
     """How much NFC can shorten a text at most, over all characters."""
     longest: dict[str, int] = {}

@@ -322,6 +322,22 @@ def test_truncated_text_keeps_the_special_tokens_around_it(keep_end: bool) -> No
         assert ids == [END, *kept, END]
 
 
+@pytest.mark.parametrize("keep_end", [True, False])
+@pytest.mark.parametrize("between", [" ", "\n", "", ", "])
+def test_long_text_is_cut_before_it_is_tokenized(
+    byte_level: TextTokenizer, sentencepiece: TextTokenizer, between: str, *, keep_end: bool
+) -> None:
+    text = between.join(["the quick brown fox", "jumps over", "11 lazy", "東京"] * 5000)
+    for tokenizer in (byte_level, sentencepiece, BYTES):
+        part = tokenizer.cut_text(text, 50, keep_end=keep_end)
+        assert len(part) < len(text) / 20
+        assert text.endswith(part) if keep_end else text.startswith(part)
+        kept = tokenizer.encode_truncated(text, 50, keep_end=keep_end)
+        whole = tokenizer.encode(text)
+        assert kept == (whole[-50:] if keep_end else whole[:50])
+        assert tokenizer.cut_text(text[:2000], 500, keep_end=keep_end) == text[:2000]
+
+
 def test_tokenizing_lets_other_threads_run() -> None:
     """Ten megabytes take about a second; a thread that wants to run meanwhile does."""
     ran, done = 0, threading.Event()

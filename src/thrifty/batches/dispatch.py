@@ -24,7 +24,6 @@ from thrifty.batches.lines import Line
 from thrifty.db.keys import Key
 from thrifty.gateway.forwarding.forward import Forwarder
 from thrifty.gateway.state.call import BATCH, INTERACTIVE, Call, Origin
-from thrifty.gateway.state.deployment import Deployment
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
@@ -118,6 +117,8 @@ class Dispatcher:
         """Attempts by replica, oldest first."""
         self._unplaced: Counter[VersionName] = Counter()
         """Attempts without a replica yet, by version."""
+        self._identified: dict[LineSource, tuple[Line, str]] = {}
+        """The line that each source tells next, and the conversation that it starts."""
         self._limits: dict[str, LineLimit] = {}
         self._fill_due = False
         self.other_workers: dict[str, int] = {}
@@ -142,6 +143,7 @@ class Dispatcher:
         """Stop sending a batch's lines and withdraw those in flight; each is still reported."""
         if source in self._sources:
             self._sources.remove(source)
+        self._identified.pop(source, None)
         for attempt in list(self._attempts.values()):
             if attempt.source is source:
                 self._withdraw(attempt)
@@ -246,13 +248,17 @@ class Dispatcher:
                 line = source.peek()
                 if line is None:
                     continue
-                deployment = self._table.names.get(line.model) if line.model else None
-                if deployment is None:
+                try:
+                    version = self._find_version(source, line)
+                except Exception:
+                    # Whatever is wrong with a line, others go on.
+                    log.exception("line %d of a batch has no version", line.number)
+                    version = None
+                if version is None:
                     # No deployment has this model; `admit` reports the error.
                     self._send(source, _NO_VERSION, frozenset())
                     moved = True
                     continue
-                version = self._find_version(source, line, deployment)
                 name = (version.deployment, version.label)
                 if name not in rooms:
                     rooms[name] = self._find_room(version)
@@ -264,14 +270,20 @@ class Dispatcher:
         # The next call starts with the next batch.
         self._sources = self._sources[1:] + self._sources[:1]
 
-    def _find_version(self, source: LineSource, line: Line, deployment: Deployment) -> Version:
-        """The version that will answer a line, from the conversation that the line starts."""
-        if deployment.only is not None:
-            return deployment.only
-        tenant = source.key.tenant if source.key is not None else ""
-        body = msgspec.json.decode(line.body)
-        conversation_id = self._conversations.identify(tenant, None, source.endpoint, body)
-        return deployment.find_answering(conversation_id)[1]
+    def _find_version(self, source: LineSource, line: Line) -> Version | None:
+        """The version that will answer a line, from the conversation that the line starts. None if
+        no deployment has the line's model.
+        """
+        deployment = self._table.names.get(line.model) if line.model else None
+        if deployment is None or deployment.only is not None:
+            return None if deployment is None else deployment.only
+        known = self._identified.get(source)
+        if known is None or known[0] is not line:
+            tenant = source.key.tenant if source.key is not None else ""
+            body = msgspec.json.decode(line.body)
+            found = self._conversations.identify(tenant, None, source.endpoint, body)
+            known = self._identified[source] = (line, found)
+        return deployment.find_answering(known[1])[1]
 
     def _send(self, source: LineSource, version: VersionName, full: frozenset[str]) -> None:
         line, request_id = source.take()

@@ -84,13 +84,8 @@ class _RawLine(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _BodyHead(msgspec.Struct):
-    model: Any = None
-    stream: Any = None
-
-
 _decode_line = msgspec.json.Decoder(_RawLine).decode
-_decode_body = msgspec.json.Decoder(_BodyHead).decode
+_decode_body = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -183,15 +178,18 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if not body:
         raise _missing("body", custom_id)
     try:
-        head = _decode_body(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # All of it: a number out of range is found only here.
+        decoded = _decode_body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LineFault(
-            "invalid_body", "'body' must be a JSON object.", "body", custom_id
+            "invalid_body", f"'body' must be a JSON object: {error}.", "body", custom_id
         ) from None
-    if head.stream:
+    if not isinstance(decoded, dict):
+        raise LineFault("invalid_body", "'body' must be a JSON object.", "body", custom_id)
+    if decoded.get("stream"):
         raise LineFault("invalid_value", "'stream' is not allowed in a batch.", "stream", custom_id)
-    model = head.model if isinstance(head.model, str) else None
-    return Line(number, custom_id, body, model)
+    model = decoded.get("model")
+    return Line(number, custom_id, body, model if isinstance(model, str) else None)
 
 
 def make_answer_record(

@@ -25,7 +25,13 @@ MAX_TOKENS = 2**31 - 1
 NO_USAGE = b',"usage":null'
 """In every chunk but the last of a stream with token counts, as OpenAI and our engines write it."""
 _BOM = b"\xef\xbb\xbf"
-_TEXT = re.compile(rb'"(?:content|text|reasoning_content)"[ \t\r\n]*:[ \t\r\n]*"[^"]')
+TEXT_FIELDS = (
+    "content", "text", "reasoning_content", "reasoning", "refusal", "arguments", "input",
+)  # fmt: skip
+"""What holds generated text, in messages, deltas and calls."""
+_TEXT = re.compile(
+    rb'"(?:%b)"[ \t\r\n]*:[ \t\r\n]*"[^"]' % b"|".join(name.encode() for name in TEXT_FIELDS)
+)
 _USAGE = b'"usage"'
 _USAGE_KEY = re.compile(rb'"usage"[ \t\r\n]*:')
 
@@ -143,14 +149,15 @@ def read_usage(value: Any) -> Usage | None:
     if not isinstance(value, dict):
         return None
     # Rankings of some servers have a total alone.
-    prompt = _read_count(value.get("prompt_tokens", value.get("total_tokens")))
-    completion = _read_count(value.get("completion_tokens"))
-    if prompt is None or completion is None:
+    counts = [value.get("prompt_tokens", value.get("total_tokens")), value.get("completion_tokens")]
+    prompt, completion = map(_read_count, counts)
+    if prompt is None or completion is None or counts == [None, None]:
         return None
     details = value.get("prompt_tokens_details")
     if not isinstance(details, dict):
         return Usage(prompt, completion)
-    return Usage(prompt, completion, PromptDetails(_read_count(details.get("cached_tokens")) or 0))
+    cached = _read_count(details.get("cached_tokens")) or 0
+    return Usage(prompt, completion, PromptDetails(min(cached, prompt)))
 
 
 def _read_count(value: Any) -> int | None:

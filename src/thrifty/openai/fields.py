@@ -8,6 +8,7 @@ with its default value is accepted.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -130,8 +131,7 @@ def _is_stop(value: Any) -> bool:
 def _is_bias(value: Any) -> bool:
     """Whether it holds numbers from -100 to 100 by token ids, which are texts in JSON."""
     return isinstance(value, dict) and all(
-        name.isascii()
-        and name.isdigit()
+        _TOKEN_ID.fullmatch(name)
         and isinstance(bias, int | float)
         and not isinstance(bias, bool)
         and -100 <= bias <= 100
@@ -159,6 +159,7 @@ MAX_TAGS, MAX_TAG_NAME, MAX_TAG_CHARS = 16, 64, 512
 MAX_NAME = 64
 """Far longer than any field's name."""
 MAX_STOP_TOKENS = 1024
+_TOKEN_ID = re.compile("[0-9]{1,10}")
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 
@@ -308,7 +309,7 @@ REQUIRED: dict[Endpoint, tuple[str, ...]] = {
 ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
 
 _INSTEAD = {
-    "logit_bias": "remove it, or use 'engine: remote' with a server that can, such as vLLM",
+    "logit_bias": "remove it, or use an engine that can: 'llamacpp', or 'remote' with a server such as vLLM",
     "functions": "use 'tools' instead",
     "function_call": "use 'tool_choice' instead",
     "reasoning_effort": "remove it, or set what the model's chat template takes for it in "

@@ -40,10 +40,10 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
 
     None where the chunks are not of a known kind, or a choice has not ended (unless `partial`).
     """
-    if not events:
-        return None
-    chat = events[0].get("object") == "chat.completion.chunk"
-    if not chat and events[0].get("object") != "text_completion":
+    # Azure's first chunk has no choices, and is of no kind.
+    first = next((event for event in events if event.get("choices")), {})
+    chat = first.get("object") == "chat.completion.chunk"
+    if not chat and first.get("object") != "text_completion":
         return None
     choices: dict[int, dict[str, Any]] = {}
     usage = None
@@ -61,10 +61,10 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
     for choice in choices.values() if chat else ():
         _settle_content(choice["message"])
     answer = {
-        "id": events[0].get("id", ""),
+        "id": first.get("id", ""),
         "object": "chat.completion" if chat else "text_completion",
-        "created": events[0].get("created", 0),
-        "model": events[0].get("model", ""),
+        "created": first.get("created", 0),
+        "model": first.get("model", ""),
         "choices": [choices[index] for index in sorted(choices)],
     }
     if usage is not None:
@@ -116,6 +116,8 @@ def _merge_choice(
         raise TypeError("a choice's index is no number")
     choice = choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
     choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
+    if part.get("error") is not None:
+        choice["error"] = part["error"]
     if chat:
         _merge_delta(choice, part, partial=partial)
     else:

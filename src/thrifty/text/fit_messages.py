@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from thrifty.text.chat_template import Habits, Message
+from thrifty.untrusted_text import replace_halves
 
 _BETWEEN = "\n\n"
 """Between messages that become one."""
@@ -73,7 +74,9 @@ def _fit_arguments(text: str, habits: Habits) -> Any:
     it is where the template takes text, or as the `_raw` of an object.
     """
     try:
-        value = json.loads(text)
+        # Written anew, every half of a surrogate pair stands in it as itself.
+        plain = replace_halves(json.dumps(json.loads(text), ensure_ascii=False))
+        value = json.loads(plain)
     except (ValueError, RecursionError):
         return text if habits.takes_text else {"_raw": text}
     if isinstance(value, dict) and habits.takes_objects:

@@ -1,15 +1,18 @@
-"""The least number of tokens that a text can have, by its bytes alone. A text that cannot fit is
-refused by it, before it is tokenized.
+"""The least number of tokens that a text can have, found without tokenizing it. A text that cannot
+fit is refused by it.
 
-The bound must hold for every text. It is known for byte-level BPE and for SentencePiece BPE with a
-token for each byte. Other tokenizers drop space, fold unknown words into one token, or shrink text
-without a bound.
+The bound must hold for every text. It follows from the bytes with byte-level BPE and with
+SentencePiece BPE that has a token for each byte. WordPiece and Unigram fold unknown words into one
+token and may drop what is no word; where they split at spaces, it follows from the words. Other
+tokenizers drop space, or shrink text without a bound.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -21,6 +24,14 @@ NFC_FACTOR = 4
 """NFC makes a text less than this many times shorter, in bytes of UTF-8."""
 _IN_NO_TEXT = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 """Bytes that UTF-8 never uses."""
+_WORD = re.compile("[A-Za-z0-9][^ ]*")
+"""From a letter or digit, which no normalizer drops, to the next space."""
+_KEEPING_NORMALIZERS = frozenset(
+    {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Strip",
+     "StripAccents"}
+)  # fmt: skip
+"""They keep letters and digits of ASCII, and a space between two of them."""
+_SPLITTING_PRE_TOKENIZERS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})
 _KEEPING_PRE_TOKENIZERS = frozenset({"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split"})
 
 
@@ -31,9 +42,13 @@ class TokenBound(NamedTuple):
     """The most bytes (UTF-8) that one token can stand for; 0 where nothing is certain."""
     unknown: bytes = b""
     """Bytes without a token, which may be dropped."""
+    splits_words: bool = False
+    """Whether each word has a token of its own at least."""
 
-    def count_least(self, text: str) -> int:
-        """A number of tokens that `text` has at least."""
+    def count_least(self, text: str, enough: int = 2**31) -> int:
+        """A number of tokens that `text` has at least. Words are counted up to `enough`."""
+        if self.splits_words:
+            return sum(1 for _ in islice(_WORD.finditer(text), enough))
         if not self.most_bytes:
             return 0
         data = text.encode("utf-8", "surrogatepass")
@@ -45,6 +60,8 @@ class TokenBound(NamedTuple):
 def find_bound(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> TokenBound:
     """The bound of a tokenizer."""
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    if type(tokenizer.model).__name__ in ("WordPiece", "Unigram"):
+        return TokenBound(splits_words=_splits_words(tokenizer, added))
     if any(token.lstrip or token.rstrip for token in added.values()):
         return TokenBound()
     factor = 1
@@ -80,6 +97,34 @@ def find_bound(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> TokenBoun
         size = len(token) if byte_level and token not in added else len(token.encode())
         longest = max(longest, size)
     return TokenBound(longest * factor, unknown)
+
+
+def _splits_words(tokenizer: Tokenizer, added: Iterable[str]) -> bool:
+    """Whether every word with a letter or digit of ASCII gets a token of its own."""
+    if any(" " in token for token in added):
+        return False
+    for step in _read_steps(tokenizer.normalizer, "normalizers"):
+        if not (step["type"] in _KEEPING_NORMALIZERS or _joins_spaces(step)):
+            return False
+    steps = list(_read_steps(tokenizer.pre_tokenizer, "pretokenizers"))
+    splits = [step["type"] in _SPLITTING_PRE_TOKENIZERS or _splits_at_marks(step) for step in steps]
+    keeps = [
+        step["type"] in _KEEPING_PRE_TOKENIZERS and step.get("behavior") != "Removed"
+        for step in steps
+    ]
+    return any(splits) and all(map(max, splits, keeps))
+
+
+def _joins_spaces(step: dict[str, Any]) -> bool:
+    """Whether it makes several spaces one, as SentencePiece does."""
+    return step["type"] == "Replace" and (step.get("pattern"), step.get("content")) in (
+        ({"Regex": " {2,}"}, " "),
+        ({"Regex": " {2,}"}, "▁"),
+    )
+
+
+def _splits_at_marks(step: dict[str, Any]) -> bool:
+    return step["type"] == "Metaspace" and step.get("split", True) is True
 
 
 def _read_steps(part: Any, key: str) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,10 @@ from thrifty.text.reasoning import Tags, find_tags
 from thrifty.text.token_bounds import find_bound
 from thrifty.text.vocabulary import decode_piece
 
+CUT_MARGIN = 64
+"""Tokens between a cut and those that are wanted."""
+CUT_CHARS = 8
+"""For how many characters a token is taken at first; there are 3 to 5 in most texts."""
 _BROKEN = "\ufffd"
 """The replacement for bytes that are not a valid character."""
 
@@ -139,6 +143,8 @@ class TextTokenizer:
         tokens, unless nothing would be left of it. Other threads run meanwhile.
         """
         encode = self.tokenizer.encode_batch_fast if most is None else self.tokenizer.encode_batch
+        if most is not None:
+            seconds = [self.cut_text(text, most, keep_end=False) for text in seconds]
         before, *others = encode([first, *seconds], add_special_tokens=False)
         room = 0
         if most is not None:
@@ -155,17 +161,41 @@ class TextTokenizer:
             pairs.append(PairTokens(pair.ids, second_at, chars))
         return pairs
 
-    def count_least(self, text: str) -> int:
-        """A number of tokens that `text` has at least, found without tokenizing it."""
-        return self._bound.count_least(text)
+    def count_least(self, text: str, enough: int = 2**31) -> int:
+        """A number of tokens that `text` has at least, found without tokenizing it. Words are
+        counted up to `enough`.
+        """
+        return self._bound.count_least(text, enough)
+
+    def cut_text(self, text: str, tokens: int, *, keep_end: bool) -> str:
+        """The end or the beginning of a text, with more than so many tokens, if it is much longer.
+
+        Tokenizing megabytes takes seconds. The cut is at a space, if there is one, and so far away
+        from the tokens that are wanted that they are those of the whole text, unless that is one
+        word of thousands of characters.
+        """
+        wanted = tokens + CUT_MARGIN
+        size = CUT_CHARS * wanted
+        while 2 * size < len(text):
+            if keep_end:
+                space = text.find(" ", len(text) - size, len(text) - size // 2)
+                part = text[space if space >= 0 else len(text) - size :]
+            else:
+                space = text.rfind(" ", size // 2, size)
+                part = text[: space if space >= 0 else size]
+            if len(self.encode(part, add_special_tokens=False)) >= wanted:
+                return part
+            size *= 4
+        return text
 
     def encode_truncated(self, text: str, most: int, *, keep_end: bool) -> list[int]:
         """At most `most` tokens: the beginning of `text` or its end, and the special tokens that
         belong around it. None of the text remains if `most` is not above `special_count`.
         """
         before, after = self._around
-        ids = self.encode(text, add_special_tokens=False)
         room = max(0, most - self.special_count)
+        text = self.cut_text(text, room, keep_end=keep_end)
+        ids = self.encode(text, add_special_tokens=False)
         kept = ids[max(0, len(ids) - room) :] if keep_end else ids[:room]
         return [*before, *kept, *after]
 

@@ -55,7 +55,7 @@ from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = DECODER_FIELDS | ENCODER_FIELDS | RERANKER_FIELDS
+HONOURS = DECODER_FIELDS | ENCODER_FIELDS | RERANKER_FIELDS | {"logit_bias"}
 NOTE = "llamacpp.json"
 RUNTIME_BYTES = 250_000_000
 """Memory of a replica beyond weights and KV cache: two processes, libraries and buffers."""

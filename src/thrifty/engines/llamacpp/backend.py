@@ -323,6 +323,9 @@ class LlamaCppBackend:
             if isinstance(error, Refused) and job.sampling.grammar is not None:
                 kind = "grammar"
             job.on_failure(Failure(job.number, kind, str(error)))
+        except Exception as error:
+            log.exception("an answer of llama.cpp cannot be read")
+            job.on_failure(Failure(job.number, "engine", f"llama.cpp's answer is odd: {error!r}"))
         finally:
             self._jobs.pop(job.number, None)
             self._running.discard(job.number)

@@ -56,7 +56,7 @@ def make_body(
         "repeat_last_n": context,
         "seed": sampling.seed,
         "ignore_eos": ignore_eos,
-        "logit_bias": [[token, False] for token in banned],
+        "logit_bias": [*map(list, sampling.logit_bias), *([token, False] for token in banned)],
         "n_probs": max(sampling.top_logprobs, 1 if sampling.logprobs else 0),
     }
     if sampling.grammar is not None:

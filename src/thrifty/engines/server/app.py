@@ -45,7 +45,11 @@ MAX_EMBEDDING_INPUTS = 2048
 MAX_INLINE_BYTES = 4096
 """Larger bodies are read, rendered and tokenized in a thread, which costs a request about 0.1 ms.
 Tokenizing so much takes about 3 ms, for which all streams of the replica wait."""
+LARGE_BYTES = 100_000
+"""Larger bodies have a thread of their own: tokenizing 7 MB takes 12 s and more."""
 READING_THREADS = 2
+BINDING_THREADS = 2
+"""For bodies with schemas: one may take seconds to become a grammar."""
 
 _encode = msgspec.json.Encoder().encode
 _T = TypeVar("_T")
@@ -71,7 +75,9 @@ class ModelServer:
         self._facts: ModelFacts | None = None
         self._created = int(time.time())
         self._active = 0
-        self._threads = ThreadPoolExecutor(READING_THREADS, "read")
+        self._reading = ThreadPoolExecutor(READING_THREADS, "read")
+        self._binding = ThreadPoolExecutor(BINDING_THREADS, "bind")
+        self._large = ThreadPoolExecutor(1, "large")
 
     async def start(self) -> ModelFacts:
         """Load the model; `/health` is 503 until this is done."""
@@ -108,12 +114,14 @@ class ModelServer:
 
     async def _answer(self, exchange: Exchange, endpoint: Endpoint, facts: ModelFacts) -> None:
         read = functools.partial(self._read, exchange.body, endpoint, facts)
-        # A schema may take a second to become a grammar. Escapes may hide the name of a field.
-        bound = any(word in exchange.body for word in (b'"response_format"', b'"tools"', b"\\u"))
-        if len(exchange.body) <= MAX_INLINE_BYTES and not bound:
+        lane = self._choose_lane(exchange.body)
+        if lane is None:
             request = read()
         else:
-            request = await self._in_thread(read)
+            found = await _run_in(lane, lambda: None if exchange.disconnected else read())
+            if found is None:
+                return  # The client left while its request waited for a thread.
+            request = found
         if isinstance(request, GenerationRequest):
             await Generation(exchange, request, self.backend, self._tokenizer).run()
         elif isinstance(request, _EmbeddingRequest):
@@ -123,8 +131,16 @@ class ModelServer:
         else:
             exchange.respond(200, request)
 
-    async def _in_thread(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    def _choose_lane(self, body: bytes) -> ThreadPoolExecutor | None:
+        """The threads that read a body, so that what takes long holds up only its like; None for
+        one that is read at once.
+        """
+        if len(body) > LARGE_BYTES:
+            return self._large
+        # Escapes may hide the name of a field.
+        if any(word in body for word in (b'"response_format"', b'"tools"', b"\\u")):
+            return self._binding
+        return self._reading if len(body) > MAX_INLINE_BYTES else None
 
     def _read(
         self, data: bytes, endpoint: Endpoint, facts: ModelFacts
@@ -232,7 +248,7 @@ class ModelServer:
         if sum(map(len, vectors)) <= MAX_INLINE_BYTES:
             exchange.respond(200, write())
         else:
-            exchange.respond(200, await self._in_thread(write))
+            exchange.respond(200, await _run_in(self._reading, write))
 
     async def _rerank(self, exchange: Exchange, request: RerankRequest) -> None:
         try:
@@ -284,6 +300,10 @@ def _write_embeddings(request: _EmbeddingRequest, vectors: list[bytes]) -> bytes
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )
+
+
+async def _run_in(lane: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(lane, function)
 
 
 def _no_such_path(path: str) -> WireError:

@@ -43,6 +43,8 @@ class Sampling(msgspec.Struct, frozen=True):
     """Whether the client named the seed."""
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits. Empty where the engine does not honour it."""
     logprobs: bool = False
     top_logprobs: int = 0
     """How many of the likeliest tokens are wanted in the place of each token."""
@@ -150,7 +152,7 @@ class Backend(Protocol):
         priority: int = 0,
     ) -> int:
         """Begin a generation; returns its number, which `cancel` takes. One with a `priority` above
-        0 may wait for others, where the backend knows of priorities.
+        0 may wait for others, where the backend knows of priorities. The callbacks raise nothing.
         """
         ...
 

@@ -8,6 +8,7 @@ answer. Where one may be made, it stands in `<tool_call>` tags, in free text or,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Set
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ from thrifty.engines.server.grammar.values import write_schema
 from thrifty.engines.server.tools import CLOSE, OPEN, ToolPlan
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.openai.fields import show_value
+
+log = logging.getLogger(__name__)
 
 MAX_SCHEMA_BYTES = 256 * 1024
 _OBJECT = {"type": "object"}
@@ -35,7 +38,8 @@ def parse_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None
     kind, holder = value.get("type"), value.get("json_schema")
     if kind not in ("text", "json_object", "json_schema"):
         raise _invalid(
-            f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}."
+            "'response_format.type' must be 'text', 'json_object' or 'json_schema', not "
+            f"{show_value(kind)}."
         )
     if holder is None:
         holder = {}
@@ -140,13 +144,9 @@ def _join(rules: Rules, value: Ref | None, calls: Ref | None, choice: str, paral
 
 
 def _write_answer(rules: Rules, schema: str) -> Ref:
-    _check_size(schema, "response_format", "The schema in 'response_format'")
-    try:
-        ref = write_schema(rules, json.loads(schema))
-    except (SchemaRefused, GrammarTooLarge) as error:
-        raise _refuse(
-            f"The schema in 'response_format' cannot be enforced: {error}.", "response_format"
-        ) from None
+    what = "The schema in 'response_format'"
+    _check_size(schema, "response_format", what)
+    ref = _write_schema(rules, json.loads(schema), param="response_format", what=what)
     if not rules.can_end(ref):
         raise _refuse("No value satisfies the schema in 'response_format'.", "response_format")
     return ref
@@ -158,17 +158,29 @@ def _write_calls(rules: Rules, tools: list[dict[str, Any]]) -> Ref:
     for tool in tools:
         name = tool["name"]
         parameters = tool.get("parameters") or {"type": "object", "properties": {}}
-        _check_size(json.dumps(parameters), "tools", f"The schema of the tool '{name}'")
-        try:
-            ref = write_schema(rules, parameters, _OBJECT)
-        except (SchemaRefused, GrammarTooLarge) as error:
-            raise _refuse(
-                f"The parameters of the tool '{name}' cannot be enforced: {error}.", "tools"
-            ) from None
+        what = f"The schema of the tool '{name}'"
+        _check_size(json.dumps(parameters), "tools", what)
+        ref = _write_schema(rules, parameters, _OBJECT, param="tools", what=what)
         if not rules.can_end(ref):
             raise _refuse(f"No object satisfies the parameters of the tool '{name}'.", "tools")
         calls.append((f'{name}", "arguments": ', ref))
     return rules.add(('{"name": "', rules.add(*calls), "}"))
+
+
+def _write_schema(
+    rules: Rules, schema: dict[str, Any], *more: dict[str, Any], param: str, what: str
+) -> Ref:
+    try:
+        return write_schema(rules, schema, *more)
+    except (SchemaRefused, GrammarTooLarge) as error:
+        raise _refuse(f"{what} cannot be enforced: {error}.", param) from None
+    except RecursionError:
+        raise  # which the server tells as a body that is nested too deeply
+    except Exception:
+        log.exception("a schema is neither refused nor enforced")
+        raise _refuse(
+            f"{what} cannot be enforced, for a reason that is not known.", param
+        ) from None
 
 
 def _check_size(text: str, param: str, what: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from thrifty.engines.server.tools import CLOSE, OPEN, ToolPlan
 from thrifty.openai.ids import new_call_id
+from thrifty.untrusted_text import replace_halves
 
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([A-Za-z0-9_.-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
@@ -170,14 +171,10 @@ class CallReader:
             self._space = ""
         self._space += text[len(kept) :]
 
-    def _tell_calls(self, calls: list[tuple[str, Any]]) -> Iterator[Event]:
+    def _tell_calls(self, calls: list[tuple[str, str]]) -> Iterator[Event]:
         for name, arguments in calls:
             yield from self._tell_begin(name)
-            yield from self._tell_input(
-                arguments
-                if isinstance(arguments, str)
-                else json.dumps(arguments, ensure_ascii=False)
-            )
+            yield from self._tell_input(arguments)
             self.whole = True
 
     def _tell_begin(self, name: str) -> Iterator[Event]:
@@ -255,15 +252,15 @@ class _InputText:
         taken, rest = self._held[:end], self._held[end:]
         self._ended = rest.startswith('"')
         self._held = rest
-        decoded: str = json.loads(f'"{taken}"')
-        return decoded
+        return replace_halves(json.loads(f'"{taken}"', strict=False))
 
 
 _PIECES = re.compile(
     r'(?:[^"\\]|\\["\\/bfnrt]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}"
+    r"(?:\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?=[^\\]|\\[^u]|\\u[^dD]|\\u[dD][^c-fC-F])))*"
 )
-"""Characters of a string, each whole."""
+"""Characters of a string, each whole. Half of a surrogate pair is one if no other half follows."""
 
 
 def _count_begun(text: str) -> int:
@@ -274,19 +271,29 @@ def _count_begun(text: str) -> int:
     return 0
 
 
-def _read_calls(text: str, known: set[str]) -> list[tuple[str, Any]]:
+def _read_calls(text: str, known: set[str]) -> list[tuple[str, str]]:
     """The names and arguments in a JSON object or an array of them; none if it is anything else."""
+    calls = []
     try:
         value = json.loads(text)
+        for item in value if isinstance(value, list) else [value]:
+            name = item.get("name") if isinstance(item, dict) else None
+            if not isinstance(name, str) or name not in known:
+                return []
+            calls.append((name, _write_arguments(item)))
     except (ValueError, RecursionError):
         return []
-    calls = []
-    for item in value if isinstance(value, list) else [value]:
-        name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or name not in known:
-            return []
-        calls.append((name, item.get("arguments", item.get("parameters")) or {}))
     return calls
+
+
+def _write_arguments(call: dict[str, Any]) -> str:
+    """The arguments of a call as text that UTF-8 can hold. Raises `ValueError` for numbers that
+    JSON does not have.
+    """
+    value = call.get("arguments", call.get("parameters")) or {}
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return replace_halves(value)
 
 
 def read_answer(text: str, plan: ToolPlan) -> tuple[str, list[dict[str, Any]], bool]:

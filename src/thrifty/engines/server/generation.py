@@ -8,6 +8,7 @@ bounded by the tokens that it may ask for.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from thrifty.engines.server.answers import (
@@ -26,6 +27,8 @@ from thrifty.openai.fields import Endpoint
 from thrifty.openai.ids import read_response_id
 from thrifty.openai.stream_options import pad_events
 from thrifty.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
 
 _SEEDS = 2**31
 
@@ -85,6 +88,15 @@ class Generation:
         choice = self._by_job.get(output.job)
         if choice is None or self._ended.done():
             return
+        try:
+            self._write(choice, output)
+        except Exception:
+            # The backend's other jobs go on.
+            log.exception("an answer cannot be written: %s", self._id)
+            self._backend.cancel(output.job)
+            self._fail(Failure(output.job, "engine", "the answer cannot be written"))
+
+    def _write(self, choice: Choice, output: Output) -> None:
         text, details = choice.feed(output)
         if self._writers:
             if not self._exchange.started:

@@ -25,6 +25,8 @@ from thrifty.text.control_tokens import make_mark
 from thrifty.text.fit_messages import fit_calls, fit_roles
 from thrifty.text.tokenizer import TextTokenizer, refuse_messages
 
+SHORT_CHARS = 4096
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -71,21 +73,34 @@ def build_prompt(
         mark = make_mark()
         text = _render(_cut(conversation, tokenizer, mark), template)
     # The template writes the special tokens itself.
-    pieces = [text] if mark is None else text.split(mark)
-    ids = [i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False)]
+    ids = _encode([text] if mark is None else text.split(mark), tokenizer, keep)
     if not ids:
         raise bad_request(
             "the model's chat template makes nothing of these messages", "messages", "invalid_value"
         )
     within = _is_within_reasoning(conversation, text, tokenizer)
-    return Prompt(ids if keep is None else ids[-keep:], within)
+    return Prompt(ids, within)
+
+
+def _encode(pieces: list[str], tokenizer: TextTokenizer, keep: int | None) -> list[int]:
+    """The tokens of a text in pieces; the last `keep` of them."""
+    if keep is None:
+        return [i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False)]
+    ids: list[int] = []
+    for piece in reversed(pieces):
+        if len(ids) < keep:
+            part = tokenizer.cut_text(piece, keep - len(ids), keep_end=True)
+            ids = tokenizer.encode(part, add_special_tokens=False) + ids
+    return ids[-keep:]
 
 
 def check_text(text: str, tokenizer: TextTokenizer, facts: ModelFacts, param: str) -> None:
     """Raise a 400 where the length of a text alone proves that its tokens do not fit. Tokenizing
-    megabytes takes seconds.
+    megabytes takes seconds; short texts are tokenized, so that their tokens can be told.
     """
-    least = tokenizer.count_least(text)
+    if len(text) <= SHORT_CHARS:
+        return
+    least = tokenizer.count_least(text, enough=facts.context_length + 1)
     if least > facts.context_length:
         raise bad_request(
             f"This model's maximum context length is {facts.context_length} tokens. However, your "

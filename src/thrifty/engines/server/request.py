@@ -84,7 +84,7 @@ def parse_chat(
     schema = parse_response_format(body.get("response_format"))
     grammar = bind_answer(schema, plan, tokenizer.vocabulary_size)
     check_ends(body, schema, plan)
-    _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
+    _check_named_tokens(body, tokenizer)
     sampling = _parse_sampling(
         body, [prompt.ids], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
         grammar=grammar,
@@ -141,7 +141,7 @@ def parse_completion(
         prompts, ends = infill_prompts(prompts, suffix, tokenizer)
     prompts = [prompt or list(facts.eos_token_ids[:1]) for prompt in prompts]
     logprobs = body.get("logprobs")
-    _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
+    _check_named_tokens(body, tokenizer)
     return GenerationRequest(
         endpoint=Endpoint.COMPLETIONS,
         model=str(body.get("model", "")),
@@ -249,6 +249,15 @@ def _separates_reasoning(
     return body.get("separate_reasoning") is not False and not bound
 
 
+def _check_named_tokens(body: dict[str, Any], tokenizer: TextTokenizer) -> None:
+    _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
+    _check_tokens([token for token, _ in _parse_bias(body)], tokenizer, "logit_bias")
+
+
+def _parse_bias(body: dict[str, Any]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(name), float(bias)) for name, bias in (body.get("logit_bias") or {}).items())
+
+
 def _check_tokens(ids: Sequence[int], tokenizer: TextTokenizer, param: str) -> None:
     size = tokenizer.vocabulary_size
     largest = max(ids, default=0)
@@ -325,6 +334,7 @@ def _parse_sampling(
         seeded=seed is not None,
         ignore_eos=bool(body.get("ignore_eos")),
         stop_token_ids=(*(body.get("stop_token_ids") or ()), *more_stops),
+        logit_bias=_parse_bias(body),
         logprobs=logprobs,
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,

@@ -255,6 +255,9 @@ class VllmBackend:
             reason = self._child.describe_end()
             message = f"the engine died while answering: {reason}" if reason else str(error)
             self._fail(job, "engine", message)
+        except Exception as error:
+            log.exception("an answer of vLLM cannot be read")
+            self._fail(job, "engine", f"vLLM's answer is odd: {error!r}")
 
     async def _generate(self, job: _Job, scores: Scores | None) -> None:
         answer = await self._open(

@@ -41,6 +41,7 @@ TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
 VERSION_HEADER = b"x-thrifty-version"
 CONVERSATION_HEADER = b"x-thrifty-conversation"
 MAX_TIMEOUT_MS = 86_400_000
+MAX_TIMEOUT_DIGITS = 12
 _PINNERS = Role.OPERATOR.holders()
 
 
@@ -175,14 +176,15 @@ def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
     if asked is None:
         return default_s or 0.0
     text = asked.strip()
-    if not text.isdigit() or not 0 < int(text[:12]) <= MAX_TIMEOUT_MS:
+    asked_ms = int(text) if text.isdigit() and len(text) <= MAX_TIMEOUT_DIGITS else 0
+    if not 0 < asked_ms <= MAX_TIMEOUT_MS:
         raise bad_request(
             f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds from 1 "
             f"to {MAX_TIMEOUT_MS}, not {text[:40].decode('latin-1')!r}.",
             TIMEOUT_HEADER.decode(),
             "invalid_value",
         )
-    asked_s = int(text) / 1e3
+    asked_s = asked_ms / 1e3
     return asked_s if default_s is None else min(asked_s, default_s)
 
 

@@ -25,6 +25,7 @@ from thrifty.gateway.state.call import (
     BYPASS,
     HIT,
     IN_FLIGHT,
+    MEMORY,
     MISS,
     SHARED,
     Call,
@@ -260,7 +261,13 @@ class Answerer:
                 flight.leave(number)
         if not flight.result.done():
             raise ClientGone
-        self._finish_following(call, flight, flight.result.result())
+        result = flight.result.result()
+        if result.streamed and not (result.entry or result.error or call.exchange.started):
+            # The stream cannot be put together for a client that asked for a whole answer.
+            call.cache.result, call.cache.tier = MISS, MEMORY
+            await self._forward(call)
+            return
+        self._finish_following(call, flight, result)
 
     def _finish_following(self, call: Call, flight: SingleFlight, result: Result) -> None:
         exchange = call.exchange
@@ -275,10 +282,6 @@ class Answerer:
             raise result.error
         elif result.entry is not None:
             self._answer_from(call, result.entry)
-        elif result.streamed:
-            raise WireError(
-                502, "the shared generation was interrupted", type=SERVER, code="engine_error"
-            )
         else:
             call.cache.result = BYPASS if result.status != 200 else HIT
             call.cache.label, call.cache.replica = flight.version, flight.replica

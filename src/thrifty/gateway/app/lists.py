@@ -20,6 +20,7 @@ from thrifty.untrusted_text import sanitize_text
 THREADS = 4
 MAX_QUERY_CHARS = 256
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_CURSOR = re.compile("[0-9]{1,19}")
 
 encode = msgspec.json.Encoder().encode
 
@@ -115,7 +116,7 @@ def read_cursor(query: Mapping[str, str], prefix: str) -> int | None:
     if text is None:
         return None
     number = text.removeprefix(prefix)
-    if not number.isdecimal() or not number.isascii() or int(number[:20]) >= 2**63:
+    if not _CURSOR.fullmatch(number) or int(number) >= 2**63:
         raise no_such("entry", text, "after")
     return int(number)
 

@@ -26,24 +26,28 @@ class _ChatChoice(msgspec.Struct):
     index: Annotated[int, msgspec.Meta(ge=0)]
     message: _Message
     finish_reason: str
+    error: Any = None
 
 
 class _TextChoice(msgspec.Struct):
     index: Annotated[int, msgspec.Meta(ge=0)]
     text: str
     finish_reason: str
+    error: Any = None
 
 
 class _ChatAnswer(msgspec.Struct):
     object: Literal["chat.completion"]
     choices: list[_ChatChoice]
     id: str = ""
+    error: Any = None
 
 
 class _TextAnswer(msgspec.Struct):
     object: Literal["text_completion"]
     choices: list[_TextChoice]
     id: str = ""
+    error: Any = None
 
 
 class _Embeddings(msgspec.Struct):
@@ -65,7 +69,7 @@ _decode_choices: dict[Endpoint, Callable[[bytes], _ChatAnswer | _TextAnswer]] = 
 
 def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
     """Whether `body` is a whole answer of an endpoint, with `count` choices, embeddings or
-    results.
+    results, none of which failed.
     """
     try:
         body.decode()
@@ -77,6 +81,8 @@ def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
         msgspec.json.decode(body)  # as a replay does: numbers out of range fail only here
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
+    if any(one.error or one.finish_reason == "error" for one in answer.choices) or answer.error:
+        return False  # as servers in front of others tell of them
     return sorted([choice.index for choice in answer.choices]) == list(range(count))
 
 
@@ -142,12 +148,16 @@ def make_chunks(answer: dict[str, Any], options: StreamOptions) -> list[bytes]:
             continue
         message = choice.get("message") or {}
         chunks.append(choice_chunk(choice, delta={"role": "assistant", "content": ""}))
-        delta = {k: v for k, v in message.items() if k not in ("role", "tool_calls") and v}
-        if delta:
-            chunks.append(choice_chunk(choice, delta=delta, logprobs=choice.get("logprobs")))
-        for index, call in enumerate(message.get("tool_calls") or ()):
-            chunks.append(choice_chunk(choice, delta={"tool_calls": [{"index": index, **call}]}))
-        chunks.append(choice_chunk(choice, delta={}, finish_reason=reason))
+        deltas = [{k: v for k, v in message.items() if k not in ("role", "tool_calls") and v}]
+        deltas += [
+            {"tool_calls": [{"index": index, **call}]}
+            for index, call in enumerate(message.get("tool_calls") or ())
+        ]
+        logprobs = choice.get("logprobs")
+        for delta in filter(None, deltas):
+            chunks.append(choice_chunk(choice, delta=delta, logprobs=logprobs))
+            logprobs = None
+        chunks.append(choice_chunk(choice, delta={}, logprobs=logprobs, finish_reason=reason))
     if options.usage and usage:
         chunks.append(chunk(choices=[], usage=usage))
     return chunks

@@ -33,6 +33,7 @@ from thrifty.gateway.forwarding.hold import (
 )
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
+from thrifty.gateway.forwarding.unreported_usage import estimate_whole
 from thrifty.gateway.forwarding.upstream_request import (
     adds_usage,
     asks_usage,
@@ -356,7 +357,7 @@ class Forwarder:
             streamed = False
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
         if status == 200 and not streamed:
-            call.outcome.usage, _ = parse_usage(data)
+            call.outcome.usage = parse_usage(data)[0] or estimate_whole(call, data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
             if (events := stream_whole(call, data)) is not None:

@@ -17,6 +17,7 @@ import time
 import msgspec
 
 from thrifty.gateway.cache.single_flight import SingleFlight
+from thrifty.gateway.forwarding.unreported_usage import estimate_usage
 from thrifty.gateway.state.call import Call
 from thrifty.http.client import Answer, BrokenResponse
 from thrifty.http.server import EVENT_STREAM_HEADERS
@@ -26,7 +27,6 @@ from thrifty.openai.events import (
     DONE,
     NO_USAGE,
     LineEnds,
-    Usage,
     encode_error_event,
     holds_text,
     may_hold_usage,
@@ -41,6 +41,8 @@ MAX_EVENT_BYTES = 33_554_432
 """A stream with a larger event is broken off."""
 MAX_CAPTURED_BYTES = 33_554_432
 """A longer stream is passed on, and is neither cached nor recorded nor joined by others."""
+_BARE_EVENTS = 3
+"""A stream has about so many events without text: its first, its last, and `[DONE]`."""
 _END = b"[DONE]"
 
 
@@ -71,6 +73,7 @@ class Relay:
         "_flight",
         "_is_behind",
         "_line_ends",
+        "_looks",
         "_pace",
         "_pieces",
         "_rest",
@@ -90,8 +93,8 @@ class Relay:
         count: bool = False,
         pace: Histogram | None = None,
     ) -> None:
-        """`capture` keeps what is received. `count` estimates token counts that nobody asked the
-        replica for. `pace` takes the times between pieces.
+        """`capture` keeps what is received. `count` looks for text in each event, because nobody
+        asked the replica for token counts. `pace` takes the times between pieces.
         """
         self._call = call
         self._answer = answer
@@ -102,8 +105,9 @@ class Relay:
         """Whether the client is slow."""
         self._line_ends = LineEnds()
         self._pace = pace
-        self._pieces: int | None = 0 if count else None
-        """The events with text so far, if they are counted."""
+        self._looks = count
+        self._pieces = 0 if count else -_BARE_EVENTS
+        """The events with text so far, for an estimate of tokens if no counts come."""
         self._rest = b""
         self._tail = b""
         """The events written last, the last of which holds data."""
@@ -158,11 +162,12 @@ class Relay:
             or self._rest
             or not data.startswith(b"data:")
             or not data.endswith(b"\n\n")
-            or self._pieces is not None
+            or self._looks
         ):
             self._take_events(data)
         else:
             self._tail = data
+            self._pieces += data.count(b"\n\n")
             self._emit(data)
 
     def finish(self) -> None:
@@ -181,8 +186,9 @@ class Relay:
         elif _ends_choice(last):
             self._tail = DONE
             self._emit(DONE)
-        if self._pieces is not None and self._call.outcome.usage is None:
-            self._call.outcome.usage = self._estimate_usage(self._pieces)
+        if self._call.outcome.usage is None:
+            # Servers send about one token in an event.
+            self._call.outcome.usage = estimate_usage(self._call, max(0, self._pieces))
         self._call.exchange.finish()
 
     def fail(self, message: str, code: str) -> None:
@@ -198,8 +204,7 @@ class Relay:
         events, self._rest = split_events(self._rest + data)
         kept: list[bytes] = []
         for event in events:
-            if self._pieces is not None and holds_text(event):
-                self._pieces += 1
+            self._pieces += holds_text(event) if self._looks else 1
             if may_hold_usage(event):
                 usage, alone = parse_usage(read_data(event))
                 if usage is not None:
@@ -213,13 +218,6 @@ class Relay:
                 self._tail = event
             kept.append(event)
         self._emit(b"".join(kept))
-
-    def _estimate_usage(self, pieces: int) -> Usage:
-        """Servers send about one token in an event; the size of the request tells its prompt's."""
-        call = self._call
-        estimator = call.placed.version.estimator
-        prompt, _ = estimator.estimate(call.admitted.body, len(call.exchange.body))
-        return Usage(prompt, pieces)
 
     def _read_last(self) -> bytes:
         """The data of the last event that has any."""

@@ -7,6 +7,7 @@ and is not enforced is refused by its name and place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from thrifty.engines.server.grammar.patterns import PatternRefused, check_patter
 from thrifty.engines.server.grammar.rules import GrammarTooLarge
 
 MAX_STEPS = 200_000
+MAX_SHOWN_PATH = 200
+_INDEX = re.compile("[0-9]{1,9}", re.ASCII)
+"""A place in an array, as a step of a `$ref`."""
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 
@@ -23,7 +27,12 @@ class SchemaRefused(ValueError):
     """A schema that is not valid, or that cannot be enforced. `str` says where and why."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{reason} (at '{path}')")
+        super().__init__(f"{reason} (at '{shorten_path(path)}')")
+
+
+def shorten_path(path: str) -> str:
+    """A path as messages show it: names of properties may be long."""
+    return path if len(path) <= MAX_SHOWN_PATH else f"{path[:MAX_SHOWN_PATH]}..."
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +158,9 @@ class Document:
         self._nodes: dict[int, Node] = {}
         self._straight: set[Node] = set()
         self._steps = 0
-        _check_forms(schema)
+        self._checked: set[int] = set()
+        """The ids of schemas whose keywords have the right form."""
+        self._check_forms(Node(schema, "#"))
 
     def root(self) -> Node:
         """The node of the whole schema."""
@@ -197,7 +208,7 @@ class Document:
         """Count a step of work, of which a document may cause so many. Raises `GrammarTooLarge`."""
         self._steps += 1
         if self._steps > MAX_STEPS:
-            raise GrammarTooLarge(f"judging it takes too long (at '{node.path}')")
+            raise GrammarTooLarge(f"judging it takes too long (at '{shorten_path(node.path)}')")
 
     def children(self, node: Node, keyword: str) -> list[Node]:
         """The schemas in a keyword that holds a list."""
@@ -226,39 +237,44 @@ class Document:
             step = step.replace("~1", "/").replace("~0", "~")
             if isinstance(value, dict) and step in value:
                 value = value[step]
-            elif (
-                isinstance(value, list)
-                and step.isascii()
-                and step.isdigit()
-                and int(step) < len(value)
-            ):
+            elif isinstance(value, list) and _INDEX.fullmatch(step) and int(step) < len(value):
                 value = value[int(step)]
             else:
                 raise node.refuse("$ref", f"to {reference[:60]!r} points to nothing")
         if not _is_schema(value):
             raise node.refuse("$ref", f"to {reference[:60]!r} does not point to a schema")
-        return self.node(value, f"#{pointer}")
+        target = self.node(value, f"#{pointer}")
+        # It may stand where no keyword holds schemas.
+        self._check_forms(target)
+        return target
+
+    def _check_forms(self, first: Node) -> None:
+        waiting = [first]
+        while waiting:
+            node = waiting.pop()
+            if id(node.schema) in self._checked:
+                continue
+            self._checked.add(id(node.schema))
+            _check_keywords(node)
+            for keyword, value in node.schema.items():
+                for steps, part in _PARTS[keyword](value) if keyword in _PARTS else ():
+                    if isinstance(part, dict):
+                        waiting.append(Node(part, node.child(keyword, *steps)))
 
 
-def _check_forms(schema: dict[str, Any]) -> None:
-    waiting = [Node(schema, "#")]
-    while waiting:
-        node = waiting.pop()
-        for keyword, value in node.schema.items():
-            form = _FORMS.get(keyword)
-            if form is not None and not form[0](value):
-                raise node.refuse(keyword, f"must be {form[1]}")
-            for steps, part in _PARTS[keyword](value) if keyword in _PARTS else ():
-                if isinstance(part, dict):
-                    waiting.append(Node(part, node.child(keyword, *steps)))
-        for keyword in ("pattern", "patternProperties"):
-            for pattern in _list_patterns(node.schema.get(keyword, ())):
-                try:
-                    check_pattern(pattern)
-                except PatternRefused as error:
-                    raise node.refuse(
-                        keyword, f"{pattern[:60]!r} cannot be enforced: {error}"
-                    ) from None
+def _check_keywords(node: Node) -> None:
+    for keyword, value in node.schema.items():
+        form = _FORMS.get(keyword)
+        if form is not None and not form[0](value):
+            raise node.refuse(keyword, f"must be {form[1]}")
+    for keyword in ("pattern", "patternProperties"):
+        for pattern in _list_patterns(node.schema.get(keyword, ())):
+            try:
+                check_pattern(pattern)
+            except PatternRefused as error:
+                raise node.refuse(
+                    keyword, f"{pattern[:60]!r} cannot be enforced: {error}"
+                ) from None
 
 
 def _list_patterns(value: Any) -> list[str]:
