@@ -182,8 +182,10 @@ def test_what_evaluations_made_of_users_texts_is_removed(database: Database, hom
     places = {
         "log": make_reference(home, "log", recorded),
         "set": make_reference(home, "set", home.datasets / "chats" / "v1" / "test-00000.jsonl"),
+        "exported": make_reference(home, "exported", home.root / "exported.jsonl"),
         "web": make_reference(home, "web", home.data / "web.jsonl"),
     }
+    note_export(database, home.root / "exported.jsonl", "sft")
     answers = make_private_folder(home.evaluations / "answers") / "chat-1.jsonl"
     answers.write_text(json.dumps(["key", {"text": SECRET}]) + "\n")
     vectors = make_private_folder(home.evaluations / "embeddings" / "key") / "model.f32"

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,9 @@ def erase_recorded(work: Work) -> int:
     for path in (home / "recorded").glob("*.jsonl"):
         path.unlink(missing_ok=True)
         removed += 1
+    exported = set(list_exports(work.database))
     for place in (home / "references").glob("*"):
-        if _is_of_users(work, place):
+        if _is_of_users(work, place, exported):
             removed += _remove_kept(
                 work, place, place / "lock", *(place / "candidates").glob("*.lock")
             )
@@ -134,11 +135,11 @@ def erase_recorded(work: Work) -> int:
     return removed
 
 
-def _is_of_users(work: Work, reference: Path) -> bool:
+def _is_of_users(work: Work, reference: Path, exported: Set[Path]) -> bool:
     """Whether a reference's predictions are on what users wrote, or nobody can tell."""
     try:
-        meta = json.loads((reference / "meta.json").read_bytes())
-        return work.home.may_hold_texts(Path(meta["text"]))
+        text = Path(json.loads((reference / "meta.json").read_bytes())["text"])
+        return text in exported or work.home.may_hold_texts(text)
     except (OSError, ValueError, KeyError, TypeError):
         return True
 

@@ -68,7 +68,7 @@ def _withhold(examples: Sequence[dict[str, Any]], of_users: bool) -> list[dict[s
         else one
         for one in examples
     )
-    return [one for one in kept if one]
+    return [one for one in kept if any(one.values())]
 
 
 def withhold_stored(home: Home, path: Path) -> bool:
