@@ -93,6 +93,11 @@ class Home:
         """Signed records of gates, and the key that signs them."""
         return self.root / "gates"
 
+    def may_hold_texts(self, path: Path) -> bool:
+        """Whether a file may hold what users wrote: a built set, feedback, recorded conversations."""
+        folders = (self.datasets, self.data / "feedback", self.evaluations / "recorded")
+        return any(folder in path.parents for folder in folders)
+
     @property
     def optimizations(self) -> Path:
         """Finished steps of searches, and what steps take here."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
+from tests.batches.talk import Talk, make_line
 from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.parts import run_thrifty, running_echo, running_gateway, until
 from thrifty.artifacts.disk import lock_file
@@ -26,7 +27,6 @@ from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.subjects import open_subjects
 from thrifty.db.tables import batches, feedback, metadata, request_texts, requests
 from thrifty.erase.erase import collect_person, erase_person
-from thrifty.erase.person import Work
 from thrifty.erase.stores import ERASERS, NOT_OF_PERSONS
 from thrifty.home import Home
 from thrifty.observe.record_files import KINDS as RECORDS
@@ -239,11 +239,21 @@ async def test_no_file_of_the_home_holds_the_bytes(tmp_path: Path) -> None:
                 assert (await gateway.ask(given, "/v1/feedback")).status == 201
                 again = {**given, "comment": f"{text} again"}
                 assert (await gateway.ask(again, "/v1/feedback")).status == 200
+        # A batch whose input is gone: the request log alone tells whose its results are.
+        talk = Talk(gateway)
+        lines = [
+            make_line(user, f"the-words-of-{user[:3]}", body={"user": user})
+            for user in (ANN, "bob")
+        ]
+        batch = await talk.wait((await talk.create(lines))["id"])
+        assert holders(tmp_path / "files", ANN)
+        gone = await talk.ask("DELETE", f"/v1/files/{batch['input_file_id']}")
+        assert gone.status == 200
         (tmp_path / "logs").mkdir()
         (tmp_path / "logs" / "gateway.log").write_text(f"WARNING user {ANN} sent nonsense\n")
 
         def written() -> bool:
-            return len(ids(gateway.database, request_texts)) == 40
+            return len(ids(gateway.database, request_texts)) == 42
 
         await until(lambda: asyncio.to_thread(written))
         assert holders(tmp_path, ANN)
@@ -251,46 +261,21 @@ async def test_no_file_of_the_home_holds_the_bytes(tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "--yes" in refused.stderr
         shown = await asyncio.to_thread(run_thrifty, tmp_path, "subject-export", "--user", ANN)
-        assert len(json.loads(shown.stdout)["requests"]) == 20
+        assert len(json.loads(shown.stdout)["requests"]) == 21
         result = await asyncio.to_thread(
             run_thrifty, tmp_path, "forget", "--user", ANN, "--yes", "--json"
         )
         assert result.returncode == 0, result.stderr
         counts = json.loads(result.stdout)["counts"]
-        assert (counts["requests"], counts["feedback"]) == (20, 40)
+        assert (counts["requests"], counts["feedback"]) == (21, 40)
         assert holders(tmp_path, ANN, SECRET) == []
         assert "sent nonsense" in (tmp_path / "logs" / "gateway.log").read_text()
-        assert len(ids(gateway.database, request_texts)) == 20
+        assert len(ids(gateway.database, request_texts)) == 21
+        assert counts["lines of batches"] == 1
+        assert holders(tmp_path / "files", "the-words-of-bob")
         body = {"model": "echo", "user": ANN, "messages": [{"role": "user", "content": "again"}]}
         assert (await gateway.ask(body)).status == 200
-        await until(lambda: asyncio.to_thread(lambda: len(ids(gateway.database, requests)) == 21))
-
-
-class Stopped(Exception):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.parametrize("place", range(len(ERASERS)), ids=[one.name for one in ERASERS])
-def test_an_erasure_that_was_interrupted_is_done_by_the_next(
-    tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = Home(tmp_path)
-    database = open_database(home.database_url, migrate=True)
-    RequestLog(database).write([entry(1, ANN, SECRET)])
-    save_feedback(database, Feedback("red", (Item("comment", text=SECRET),), response=1, user=ANN))
-
-    def stop(work: Work) -> int:
-        raise Stopped
-
-    broken = (*ERASERS[:place], ERASERS[place]._replace(erase=stop), *ERASERS[place + 1 :])
-    with monkeypatch.context() as patch:
-        patch.setattr("thrifty.erase.erase.ERASERS", broken)
-        with pytest.raises(Stopped):
-            erase_person(database, home, ANN)
-    assert erase_person(database, home, ANN).left == []
-    assert holders(tmp_path, ANN, SECRET) == []
-    assert [row.report is None for row in list_erasures(database)].count(False) >= 1
-    database.close()
+        await until(lambda: asyncio.to_thread(lambda: len(ids(gateway.database, requests)) == 22))
 
 
 def test_rows_of_built_sets_are_erased_and_models_named(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from tests.control.running import deployment, echo, service, want
+from tests.curate.teaching import serving
+from tests.erase.test_erase import holders
 from tests.improve.test_trusted import add, give, make_turn
 from tests.release.traffic import World
 from thrifty.artifacts import Store
@@ -17,8 +20,11 @@ from thrifty.data.built import open_set
 from thrifty.db import Database, open_database
 from thrifty.db.feedback import Feedback, Item, read_judged, save_feedback
 from thrifty.db.improve import NOTHING, begin_step, create_run, end_step, find_active_run
+from thrifty.db.subjects import open_subjects
+from thrifty.db.tables import requests
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
+from thrifty.erase.erase import Erasure, erase_person
 from thrifty.home import Home
 from thrifty.improve.collect import choose_method, collect, count_rows
 from thrifty.improve.estimate import describe_turn
@@ -158,3 +164,37 @@ def test_what_is_learned_is_what_was_served_and_judged(database: Database, home:
 
 def test_texts_are_redacted_where_the_service_redacts(database: Database, home: Home) -> None:
     assert leave_texts(begin(database, home)[1])["redact"] == {}
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["who asked", "who judged"])
+def test_whoever_is_forgotten_while_the_teacher_answers_is_not_learned(
+    database: Database, home: Home, asked: bool
+) -> None:
+    ann, others = "ann-8c1f", 50
+    erasures: list[Erasure] = []
+
+    def teach(said: str, body: dict[str, Any]) -> str:
+        # The last to be asked: all rows were read before.
+        if len(server.asked) == others:
+            erasures.append(erase_person(database, home, ann))
+        return f"It is {said[8:-1]}, I think."
+
+    with serving(teach) as server:
+        teacher = {"url": server.url, "model": "teacher"}
+        world, turn = begin(database, home, rows=10, teacher=teacher)
+        for number in range(others):
+            user = ann if number < 5 and not asked else f"user-{number % 6}"
+            asks = f"{ann}s-words" if number < 5 and asked else "What"
+            response = give(world, f"{asks} is {number}?", "No idea.", up=False, user=user)
+            if number < 5 and asked:
+                with database.begin() as connection:
+                    mine = requests.c.id == response
+                    connection.execute(update(requests).where(mine).values(end_user=ann))
+        outputs = collect(turn)
+    assert len(erasures) == 1
+    assert erasures[0].counts["feedback"] == 5
+    assert outputs["taught"]["rows"] == others - 5
+    assert outputs["learned"] + outputs["held_out"] == others - 5
+    names = {open_subjects(database).name("", ann), ann}
+    assert not holders(home.datasets, *names)
+    assert not holders(home.data, *names)

@@ -41,9 +41,9 @@ def run_forget(user: str, tenant: str | None, *, yes: bool, as_json: bool) -> No
     else:
         for name, count in erasure.counts.items():
             print_line(f"{name:28} {count} erased")
-        print_line("cached answers of the user's tenants are forgotten; the erasure is recorded")
         for note in erasure.notes:
             print_line(f"Note: {note}")
+        print_line("the erasure is recorded")
     for left in erasure.left:
         tell(f"Left: {left}")
     if erasure.left:

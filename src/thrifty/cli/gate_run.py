@@ -11,11 +11,11 @@ from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.db import open_database
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.open_model import is_url
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.improve.gate.judge import TEXT, Slice
-from thrifty.improve.gate.record import verify_record
 from thrifty.improve.gate.run import GateRequest, GateResult, run_gate
 from thrifty.spec.judges import DEPLOYMENT, RemoteJudge, check_judge
 from thrifty.untrusted_text import sanitize_line

@@ -57,7 +57,7 @@ def erase_person(
     until_response = int((time.time() - EPOCH_S) * 1000) << 22
     ids = note_erasure(database, sorted(person.pseudonyms), until_response, who=who)
     # What was written since the first look.
-    work = Work(database, home, count_person(database, user, tenant), who)
+    work = Work(database, home, count_person(database, user, tenant), tenant, who)
     erasure = Erasure(left=work.left, notes=work.notes)
     for eraser in ERASERS:
         on_step(eraser.name)
@@ -73,7 +73,7 @@ def collect_person(
     database: Database, home: Home, user: str, tenant: str | None = None, *, who: str = ""
 ) -> dict[str, list[Any]]:
     """All data of a person, by store. `who` asks, for the audit log. Raises `ThriftyError`."""
-    work = Work(database, home, count_person(database, user, tenant))
+    work = Work(database, home, count_person(database, user, tenant), tenant)
     note_subject_export(database, sorted(work.person.pseudonyms), who=who)
     return {eraser.name: eraser.collect(work) for eraser in ERASERS}
 

@@ -1,5 +1,5 @@
-"""One person's data in files: lines of batches, exported training rows, copies of the request log,
-and logs of processes.
+"""One person's data in files: exported training rows, copies of the request log, what evaluations
+and gates keep, and logs of processes.
 
 Files are replaced whole by ones without the lines; logs, which processes have open, are overwritten
 in place.
@@ -7,160 +7,28 @@ in place.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import select, update
 
 from thrifty.artifacts import Store
-from thrifty.batches.storage import Storage
-from thrifty.db.batches import ACTIVE
+from thrifty.artifacts.disk import try_lock_file
 from thrifty.db.erasures import list_exports
-from thrifty.db.tables import batches, files
+from thrifty.erase.lines import decode, read_lines, rewrite_lines
 from thrifty.erase.person import Work
 from thrifty.errors import ThriftyError
-from thrifty.files import replace_atomically
+from thrifty.evaluate.gate_record import withhold_stored
 from thrifty.observe.record_files import PARQUET, filter_records, read_records
-from thrifty.openai.fields import read_user
 
 MIN_NAME = 4
 """Shorter names are not looked for in logs, where they would be parts of other words."""
 MASK = b"*"
-Keep = Callable[[bytes], bool]
-
-
-def erase_lines(work: Work) -> int:
-    """Take the person's lines out of the files of ended batches, with their results."""
-    removed = 0
-    for file_id, results, active in _find_batch_files(work):
-        path = _path(work, file_id)
-        ids = _find_custom_ids(work, path)
-        if not ids:
-            continue
-        if active:
-            work.left.append(
-                f"the batch {active} is under way and has lines of this user; run this again once "
-                "it has ended, or cancel it"
-            )
-            continue
-        removed += _rewrite_file(work, file_id, lambda line: not _is_of(work, line))
-        for result in results:
-            _rewrite_file(work, result, _keep_others(ids))
-    return removed
-
-
-def _keep_others(ids: set[Any]) -> Keep:
-    return lambda line: _read_custom_id(line) not in ids
-
-
-def collect_lines(work: Work) -> list[Any]:
-    """The person's lines of batches, with their results."""
-    found: list[Any] = []
-    for file_id, results, _ in _find_batch_files(work):
-        path = _path(work, file_id)
-        ids = _find_custom_ids(work, path)
-        if not ids:
-            continue
-        found += [json.loads(line) for line in _read_lines(path) if _is_of(work, line)]
-        for result in results:
-            lines = _read_lines(_path(work, result))
-            found += [json.loads(line) for line in lines if _read_custom_id(line) in ids]
-    return found
-
-
-def _find_batch_files(work: Work) -> list[tuple[str, list[str], str | None]]:
-    """Each uploaded file of the person's tenants, the results made from it, and the batch that
-    still reads it.
-    """
-    tenants = work.person.tenants
-    with work.database.begin() as connection:
-        known = set(
-            connection.execute(select(files.c.id).where(files.c.tenant.in_(tenants))).scalars()
-        )
-        rows = connection.execute(select(batches).where(batches.c.tenant.in_(tenants))).all()
-    results: dict[str, list[str]] = {}
-    active: dict[str, str] = {}
-    made: set[str] = set()
-    for row in rows:
-        own = [one for one in (row.output_file_id, row.error_file_id) if one is not None]
-        made.update(own)
-        results.setdefault(row.input_file_id, []).extend(own)
-        if row.status in ACTIVE:
-            active[row.input_file_id] = row.id
-    return [(one, results.get(one, []), active.get(one)) for one in sorted(known - made)]
-
-
-def _find_custom_ids(work: Work, path: Path) -> set[Any]:
-    return {_read_custom_id(line) for line in _read_lines(path) if _is_of(work, line)}
-
-
-def _is_of(work: Work, line: bytes) -> bool:
-    """Whether a line of a batch is a request by the person."""
-    # Decoding is slow; a name with escapes is decoded in any case.
-    if b"\\u" not in line and not any(needle in line for needle in work.needles):
-        return False
-    value = _decode(line)
-    body = value.get("body") if isinstance(value, dict) else None
-    return isinstance(body, dict) and work.person.user in (
-        read_user(body), body.get("user"), body.get("safety_identifier"),
-    )  # fmt: skip
-
-
-def _read_custom_id(line: bytes) -> Any:
-    value = _decode(line)
-    found = value.get("custom_id") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
-
-
-def _decode(line: bytes) -> Any:
-    try:
-        return msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _path(work: Work, file_id: str) -> Path:
-    return Storage(work.home.files).path(file_id)
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except FileNotFoundError:
-        return
-
-
-def _rewrite_file(work: Work, file_id: str, keep: Keep) -> int:
-    """Keep some lines of a stored file, and note its new size; returns how many are gone."""
-    path = _path(work, file_id)
-    if not path.exists():
-        return 0
-    removed = _rewrite(path, keep)
-    if removed:
-        with work.database.begin() as connection:
-            sized = update(files).where(files.c.id == file_id)
-            connection.execute(sized.values(size_bytes=path.stat().st_size))
-    return removed
-
-
-def _rewrite(path: Path, keep: Keep) -> int:
-    """Keep the lines for which `keep` is true; returns how many are gone."""
-    removed = 0
-    lines = [line for line in _read_lines(path) if not keep(line)]
-    if not lines:
-        return 0
-    with replace_atomically(path, mode=0o600) as temporary, temporary.open("wb") as target:
-        for line in _read_lines(path):
-            if keep(line):
-                target.write(line)
-            else:
-                removed += 1
-    return removed
 
 
 def erase_exports(work: Work) -> int:
@@ -171,7 +39,7 @@ def erase_exports(work: Work) -> int:
             if path.suffix == PARQUET:
                 gone = filter_records(path, lambda record: not _is_record_of(work, record))
             else:
-                gone = _rewrite(path, lambda line: not _is_row_of(work, line))
+                gone = rewrite_lines(path, lambda line: not _is_row_of(work, line))
         except OSError as error:
             work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
             continue
@@ -189,7 +57,7 @@ def collect_exports(work: Work) -> list[Any]:
     found: list[Any] = []
     for path in list_exports(work.database):
         if path.suffix != PARQUET:
-            lines = _read_lines(path)
+            lines = read_lines(path)
             found += [json.loads(line) for line in lines if _is_row_of(work, line)]
         elif path.exists():
             found += [one for one in read_records(path) if _is_record_of(work, one)]
@@ -197,7 +65,7 @@ def collect_exports(work: Work) -> list[Any]:
 
 
 def _is_row_of(work: Work, line: bytes) -> bool:
-    row = _decode(line)
+    row = decode(line)
     if not isinstance(row, dict):
         return False
     return _is_record_of(work, row) if "end_user" in row else is_row_of(work, row)
@@ -245,14 +113,68 @@ def find_models(work: Work, is_named_in: Callable[[str], bool]) -> list[str]:
 
 
 def erase_recorded(work: Work) -> int:
-    """Remove the copies of the request log that evaluations made: they do not tell whose a
-    conversation is, and are made anew where they are needed.
+    """Remove what evaluations made of users' texts: copies of the request log, predictions and
+    vectors of them, and answers to questions. They do not tell whose a text is, and are made anew
+    where they are needed.
     """
-    folder = work.home.evaluations / "recorded"
-    paths = [*folder.glob("*.jsonl")] if folder.is_dir() else []
-    for path in paths:
+    home = work.home.evaluations
+    removed = 0
+    for path in (home / "recorded").glob("*.jsonl"):
         path.unlink(missing_ok=True)
-    return len(paths)
+        removed += 1
+    exported = set(list_exports(work.database))
+    for place in (home / "references").glob("*"):
+        if _is_of_users(work, place, exported):
+            removed += _remove_kept(
+                work, place, place / "lock", *(place / "candidates").glob("*.lock")
+            )
+    for path in (home / "answers").glob("chat-*.jsonl"):
+        removed += _remove_kept(work, path, path.with_suffix(".lock"))
+    for place in (*(home / "embeddings").glob("*"), *(home / "searches" / "embeddings").glob("*")):
+        removed += _remove_kept(work, place, *place.glob("*.lock"))
+    return removed
+
+
+def _is_of_users(work: Work, reference: Path, exported: Set[Path]) -> bool:
+    """Whether a reference's predictions are on what users wrote, or nobody can tell."""
+    try:
+        text = Path(json.loads((reference / "meta.json").read_bytes())["text"])
+        return text in exported or work.home.may_hold_texts(text)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _remove_kept(work: Work, place: Path, *locks: Path) -> int:
+    """Remove what an evaluation keeps, unless one is writing it; returns how many are gone."""
+    with contextlib.ExitStack() as stack:
+        if not all(stack.enter_context(try_lock_file(lock)) for lock in locks):
+            work.left.append(
+                f"an evaluation is writing {place}, which may be on the person's texts; erase again "
+                "once it has ended"
+            )
+            return 0
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+            for lock in locks:
+                lock.unlink(missing_ok=True)
+    return 1
+
+
+def erase_examples(work: Work) -> int:
+    """Take texts of users out of the records of gates, where earlier releases wrote some: they do
+    not tell whose they are.
+    """
+    changed = 0
+    for path in work.home.gates.glob("*.json"):
+        try:
+            changed += withhold_stored(work.home, path)
+        except OSError as error:
+            work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
+        except ThriftyError as error:
+            work.left.append(f"{error}; remove it if it may hold texts of users")
+    return changed
 
 
 def erase_in_logs(work: Work) -> int:
@@ -260,21 +182,22 @@ def erase_in_logs(work: Work) -> int:
     if len(work.person.user) < MIN_NAME:
         return 0
     paths = [*work.home.logs.iterdir()] if work.home.logs.is_dir() else []
-    return sum(_mask(path, needle) for path in paths if path.is_file() for needle in work.needles)
+    return sum(_mask(work, path) for path in paths if path.is_file())
 
 
-def _mask(path: Path, needle: bytes) -> int:
-    """Overwrite a text in a file that a process may be writing; returns how often."""
+def _mask(work: Work, path: Path) -> int:
+    """Overwrite the person's name in a file that a process may be writing; returns how often."""
     count, position = 0, 0
     try:
         with path.open("r+b") as file:
             for line in iter(file.readline, b""):
-                found = line.find(needle)
-                while found >= 0:
-                    os.pwrite(file.fileno(), MASK * len(needle), position + found)
-                    count += 1
-                    found = line.find(needle, found + len(needle))
+                for needle in work.needles:
+                    found = line.find(needle)
+                    while found >= 0:
+                        os.pwrite(file.fileno(), MASK * len(needle), position + found)
+                        count += 1
+                        found = line.find(needle, found + len(needle))
                 position += len(line)
     except OSError as error:
-        raise ThriftyError(f"{path} cannot be rewritten: {error.strerror or error}") from None
+        work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
     return count

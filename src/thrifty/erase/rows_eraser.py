@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -25,37 +24,32 @@ from thrifty.db.tables import (
     requests,
     unrolled_thumbs,
 )
-from thrifty.erase.person import Work
+from thrifty.erase.person import Work, in_pieces
 from thrifty.observe.texts import NO_KEY
 from thrifty.openai.conversations import read_hash
 
-PIECE = 500
 PAGE = 1000
 
 
+def erase_texts(work: Work) -> int:
+    """Delete the person's texts, so that nobody makes rows or copies of them any more."""
+    gone = 0
+    for some in in_pieces(work.person.responses):
+        with work.database.begin() as connection:
+            texts = delete(request_texts).where(request_texts.c.id.in_(some))
+            gone += connection.execute(texts).rowcount
+    return gone
+
+
 def erase_requests(work: Work) -> int:
-    """Delete the person's requests with their texts, and those that name nobody in the person's
-    conversations.
-    """
-    nameless = _find_nameless(work)
+    """Delete the person's requests, and those that name nobody in the person's conversations."""
+    person = work.person
     # The named ones last: they lead to the others, should this be interrupted.
-    for some in [*_in_pieces(nameless), *_in_pieces(work.person.responses)]:
+    nameless = person.responses - person.asked
+    for some in [*in_pieces(nameless), *in_pieces(person.asked)]:
         with work.database.begin() as connection, permit_deletion(connection):
-            connection.execute(delete(request_texts).where(request_texts.c.id.in_(some)))
             connection.execute(delete(requests).where(requests.c.id.in_(some)))
-    return len(nameless) + len(work.person.responses)
-
-
-def _find_nameless(work: Work) -> set[int]:
-    """Requests that name nobody, in the person's conversations."""
-    nameless: set[int] = set()
-    with work.database.begin() as connection:
-        for some in _in_pieces(work.person.conversations):
-            query = select(requests.c.id).where(
-                requests.c.conversation_id.in_(some), requests.c.end_user.is_(None)
-            )
-            nameless.update(connection.execute(query).scalars())
-    return nameless
+    return len(person.responses)
 
 
 def erase_checks(work: Work) -> int:
@@ -63,7 +57,7 @@ def erase_checks(work: Work) -> int:
     they do not tell whose answers were counted.
     """
     gone = 0
-    for some in _in_pieces(_find_nameless(work) | work.person.responses):
+    for some in in_pieces(work.person.responses):
         with work.database.begin() as connection:
             for table in (answer_checks, answer_scores, answer_vectors):
                 gone += connection.execute(delete(table).where(table.c.id.in_(some))).rowcount
@@ -73,7 +67,7 @@ def erase_checks(work: Work) -> int:
 def collect_checks(work: Work) -> list[Any]:
     """What detectors and judges found in the answers to the person."""
     found: list[Any] = []
-    for some in _in_pieces(work.person.responses):
+    for some in in_pieces(work.person.asked):
         with work.database.begin() as connection:
             for table in (answer_checks, answer_scores):
                 rows = connection.execute(select(table).where(table.c.id.in_(some))).mappings()
@@ -113,17 +107,17 @@ def erase_feedback(work: Work) -> int:
             (feedback.c.response, person.responses),
             (feedback.c.conversation_id, person.conversations),
         ):
-            for some in _in_pieces(values):
+            for some in in_pieces(values):
                 found = connection.execute(select(feedback.c.id).where(column.in_(some)))
                 doomed.update(found.scalars())
-    for some in _in_pieces(doomed):
+    for some in in_pieces(doomed):
         with work.database.begin() as connection:
             delete_feedback(connection, some)
     for column, values in (
         (unrolled_thumbs.c.response, person.responses),
         (unrolled_thumbs.c.conversation_id, person.conversations),
     ):
-        for some in _in_pieces(values):
+        for some in in_pieces(values):
             with work.database.begin() as connection:
                 connection.execute(delete(unrolled_thumbs).where(column.in_(some)))
     return len(doomed)
@@ -154,7 +148,7 @@ def erase_comparisons(work: Work) -> int:
         (release_ratings.c.response, person.responses),
         (release_ratings.c.conversation_id, person.conversations),
     ):
-        for some in _in_pieces(values):
+        for some in in_pieces(values):
             with work.database.begin() as connection:
                 found = delete(column.table).where(column.in_(some))
                 gone += connection.execute(found).rowcount
@@ -170,12 +164,13 @@ def erase_comparisons(work: Work) -> int:
 
 
 def purge_caches(work: Work) -> int:
-    """Have every gateway, and Redis, forget the answers to the person's tenants: cached answers do
-    not tell who asked.
+    """Have every gateway, and Redis, forget the answers to the tenant that is meant, or all answers:
+    cached ones do not tell who asked, and the request log need not hold their requests.
     """
-    for tenant in work.person.known_in:
-        # Requests without a key have the empty tenant, which a purge cannot name.
-        add_purge(work.database, tenant=tenant or None, who=work.who)
+    # Requests without a key have the empty tenant, which a purge cannot name.
+    purge = add_purge(work.database, tenant=work.tenant or None, who=work.who)
+    whose = "all tenants" if purge.tenant is None else f"the tenant {purge.tenant!r}"
+    work.notes.append(f"every gateway, and Redis, forgets the cached answers of {whose}")
     return 0
 
 
@@ -187,9 +182,3 @@ def collect_nothing(work: Work) -> list[Any]:
 def encode(value: Any) -> bytes:
     """A collected value as JSON."""
     return msgspec.json.encode(value)
-
-
-def _in_pieces(values: Iterable[Any]) -> Iterator[Sequence[Any]]:
-    ordered = sorted(values)
-    for start in range(0, len(ordered), PIECE):
-        yield ordered[start : start + PIECE]

@@ -11,10 +11,16 @@ from typing import Any
 
 from thrifty.artifacts.disk import try_lock_file
 from thrifty.data.built import SPLITS, erase_rows, list_sets
+from thrifty.db.improve import APPROVE, RUNNING, lease_name, read_runs
+from thrifty.db.leases import is_held
 from thrifty.erase.files_eraser import find_models, is_row_of
 from thrifty.erase.person import Work
 from thrifty.errors import ThriftyError
 from thrifty.files import write_atomically
+
+WITHOUT_ROWS = (APPROVE, "release")
+"""Steps of the loop that hold no rows."""
+MOST_RUNS = 1000
 
 
 def erase_set_rows(work: Work) -> int:
@@ -22,6 +28,14 @@ def erase_set_rows(work: Work) -> int:
     them. Builds that may go on begin anew.
     """
     removed = 0
+    for run in read_runs(work.database, limit=MOST_RUNS):
+        held = run.is_active and is_held(work.database, lease_name(run.deployment))
+        working = [one.step for one in run.steps.values() if one.state == RUNNING]
+        for step in set(working).difference(WITHOUT_ROWS) if held else ():
+            work.left.append(
+                f"the loop of {run.deployment!r} is at its step {step!r}, and may hold the person's "
+                f"rows; erase again once that has ended (thrifty improve status {run.deployment})"
+            )
     shutil.rmtree(work.home.datasets / ".work", ignore_errors=True)
     for built in list_sets(work.home.datasets):
         try:

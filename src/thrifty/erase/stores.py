@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from thrifty.erase import files_eraser, rows_eraser, sets_eraser
+from thrifty.erase import batches_eraser, files_eraser, rows_eraser, sets_eraser
 from thrifty.erase.person import Work
 
 
@@ -26,6 +26,15 @@ class Eraser(NamedTuple):
 
 ERASERS: tuple[Eraser, ...] = (
     Eraser(
+        "cached answers", ("table:cache_purges",),
+        rows_eraser.purge_caches, rows_eraser.collect_nothing,
+    ),
+    # Before all that is made of them.
+    Eraser(
+        "recorded texts", ("table:request_texts",),
+        rows_eraser.erase_texts, rows_eraser.collect_nothing,
+    ),
+    Eraser(
         "feedback", ("table:feedback", "table:feedback_history", "table:unrolled_thumbs"),
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
@@ -34,25 +43,13 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_checks, rows_eraser.collect_checks,
     ),
     Eraser(
-        "requests", ("table:requests", "table:request_texts"),
-        rows_eraser.erase_requests, rows_eraser.collect_requests,
-    ),
-    Eraser(
         "compared answers",
         ("table:release_pairs", "table:release_ratings", "table:held_conversations"),
         rows_eraser.erase_comparisons, rows_eraser.collect_nothing,
     ),
     Eraser(
-        "cached answers", ("table:cache_purges",),
-        rows_eraser.purge_caches, rows_eraser.collect_nothing,
-    ),
-    Eraser(
         "lines of batches", ("table:files", "table:batches", "folder:files"),
-        files_eraser.erase_lines, files_eraser.collect_lines,
-    ),
-    Eraser(
-        "training rows", ("table:exports",),
-        files_eraser.erase_exports, files_eraser.collect_exports,
+        batches_eraser.erase_lines, batches_eraser.collect_lines,
     ),
     Eraser(
         "rows of data sets", ("folder:datasets",),
@@ -67,8 +64,21 @@ ERASERS: tuple[Eraser, ...] = (
         files_eraser.erase_recorded, rows_eraser.collect_nothing,
     ),
     Eraser(
+        "records of gates", ("folder:gates",),
+        files_eraser.erase_examples, rows_eraser.collect_nothing,
+    ),
+    Eraser(
         "lines of process logs", ("folder:logs",),
         files_eraser.erase_in_logs, rows_eraser.collect_nothing,
+    ),
+    Eraser(
+        "training rows", ("table:exports",),
+        files_eraser.erase_exports, files_eraser.collect_exports,
+    ),
+    # Last: all others find what is the person's by them, also after an interruption.
+    Eraser(
+        "requests", ("table:requests",),
+        rows_eraser.erase_requests, rows_eraser.collect_requests,
     ),
 )  # fmt: skip
 
@@ -115,7 +125,6 @@ NOT_OF_PERSONS = {
     "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
     "folder:optimizations": "measurements",
-    "folder:gates": "measurements, with questions of judging sets",
     "file:database": "the tables above",
 }
 """Places without data of end users, and what they hold."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from thrifty.db.feedback import Item
 from thrifty.openai.errors import WireError, bad_request, list_names
-from thrifty.openai.fields import check_tags, encode_tags, show_value
+from thrifty.openai.fields import MAX_USER, check_tags, encode_tags, show_value
 from thrifty.untrusted_text import sanitize_text
 
 EVENTS = ("copied", "regenerated", "edited", "abandoned", "followed_up")
 THUMBS = {"up": 1.0, "down": 0.0}
-MAX_ID, MAX_USER, MAX_CATEGORY = 128, 256, 64
+MAX_ID, MAX_CATEGORY = 128, 64
 MAX_COMMENT, MAX_CORRECTION, MAX_VALUE_CHARS = 10_000, 100_000, 256
 MAX_NUMBER = 1e12
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,13 @@ from thrifty.errors import DataError, NoRowsError
 from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
-from thrifty.improve.guards import Sifted, bound_users, hash_answer, sift_feedback
+from thrifty.improve.guards import (
+    Sifted,
+    bound_users,
+    hash_answer,
+    keep_judgements,
+    sift_feedback,
+)
 from thrifty.improve.signal import find_signal
 from thrifty.improve.taught import forget_answers, make_taught, note_teacher
 from thrifty.improve.trusted import build_trusted, find_prompts, list_questions, split_trusted
@@ -207,10 +213,12 @@ def collect(turn: Turn) -> dict[str, Any]:
     path = make_private_folder(turn.home.data / "feedback") / f"{turn.name}.improve.jsonl"
     # Before it is written, so that `thrifty forget` knows of it in any case.
     note_export(turn.database, path, found.method, who=turn.who)
-    skipped = Skipped()
     taught, teacher = make_taught(turn, Form(found.method), found.sifted)
-    rows = _export(turn, Form(found.method), found.sifted, skipped, taught)
+    # A teacher takes long, and people may have been forgotten meanwhile.
+    found, taught = drop_erased(turn, found, taught)
     trusted = build_trusted(turn, found.held)
+    skipped = Skipped()
+    rows = _export(turn, Form(found.method), found.sifted, skipped, taught)
     others = sum(one.count(TRAIN) for one in mixed)
     rows, own = _bound(turn, rows, found.sifted, others, skipped)
     answered = {id(row) for row in taught}.intersection(map(id, rows))
@@ -256,6 +264,25 @@ def collect(turn: Turn) -> dict[str, Any]:
         "trusted": None if trusted is None else {"data": trusted.label, "rows": trusted.count()},
         "teacher": _read_teacher(turn), "taught": {"by": teacher, "rows": len(answered)},
     }  # fmt: skip
+
+
+def drop_erased(
+    turn: Turn, found: Found, taught: list[dict[str, Any]]
+) -> tuple[Found, list[dict[str, Any]]]:
+    """What was found and taught without the judgements that are not there any more."""
+    judged = read_judged(turn.database, deployment=turn.deployment)
+    there = {said.id for one in judged for said in one.judgements}
+    named = {f"fb-{number}" for number in there}
+    sifted = replace(found.sifted, judged=keep_judgements(found.sifted.judged, there))
+    found = replace(found, sifted=sifted, held=keep_judgements(found.held, there))
+    return found, [row for row in taught if named.issuperset(_find_feedback(row))]
+
+
+def _find_feedback(row: dict[str, Any]) -> list[str]:
+    given = row["provenance"]
+    return [
+        name for one in (given if isinstance(given, list) else [given]) for name in one["feedback"]
+    ]
 
 
 def _read_teacher(turn: Turn) -> str | None:

@@ -23,7 +23,7 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -56,6 +56,15 @@ class Sifted:
     users: int
     """Users whose judgements count."""
     left_out: Counter[str] = field(default_factory=Counter)
+
+
+def keep_judgements(judged: Sequence[Judged], ids: Set[int]) -> list[Judged]:
+    """The judged responses with these judgements alone; those that have none are left out."""
+    kept = (
+        replace(one, judgements=[said for said in one.judgements if said.id in ids])
+        for one in judged
+    )
+    return [one for one in kept if one.judgements]
 
 
 def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key: FindKey) -> Sifted:

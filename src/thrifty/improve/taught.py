@@ -75,11 +75,10 @@ def make_taught(turn: Turn, form: Form, sifted: Sifted) -> tuple[list[dict[str, 
         if is_of_use(row, answer)
     ]
     if len(answers) >= JUDGED and len(rows) < LEAST_USABLE * len(answers):
-        shown = next((one for one in answers if one), "nothing at all")
         raise DataError(
             f"of {len(answers)} answers of the teacher {place.label} {len(answers) - len(rows)} are of "
-            f"no use (empty, cut, in loops, refusals, or what was disliked), such as {shown[:120]!r}; name "
-            "another 'improve.teacher', or none"
+            "no use (empty, cut, in loops, refusals, or what was disliked); name another "
+            "'improve.teacher', or none"
         )
     return rows, place.label
 

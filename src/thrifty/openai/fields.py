@@ -452,6 +452,10 @@ def check_fields(
     check_honoured(body, endpoint, honoured, engine)
 
 
+MAX_USER = 256
+"""Characters of an end user's name that are recorded; what follows them is not."""
+
+
 def read_user(body: Mapping[str, Any]) -> Any:
     """The end user that a request names, in `user` or in the field that replaced it."""
     user = body.get("user")

@@ -115,6 +115,20 @@ def test_a_slice_that_is_broken_fails_with_examples_though_the_whole_hardly_chan
     assert len(failed[0].examples) == 3
 
 
+def test_examples_name_the_responses_that_their_questions_came_from(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {n}?", "answers": [str(n)], "provenance": [{"response": n}, {}]}
+        for n in range(1, 9)
+    ]
+    rows[0]["provenance"] = {"responses": [20, 21], "subjects": ["u-1"]}
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = read_items(path, "asked")
+    old = [str(n) for n in range(1, 9)]
+    found = judge(items, old, ["wrong", "wrong", *old[2:]])["right: all"]
+    assert [one["responses"] for one in found.examples] == [[20, 21], [2]]
+
+
 def test_too_few_items_are_not_enough_to_pass() -> None:
     items = [ask(n) for n in range(12)]
     old = [str(n) for n in range(12)]

@@ -16,9 +16,9 @@ from thrifty.artifacts import Lineage, Parent, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.cli.app import app
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.improve.gate.record import verify_record
 from thrifty.improve.gate.retrieval import FOUND, read_search
 from thrifty.improve.gate.run import GateRequest, run_gate
 

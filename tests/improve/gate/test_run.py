@@ -17,9 +17,9 @@ from thrifty.artifacts.verdicts import find_failure
 from thrifty.cli.app import app
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.improve.gate.record import verify_record
 from thrifty.improve.gate.run import GateRequest, run_gate
 
 pytestmark = pytest.mark.engine

@@ -14,9 +14,9 @@ from tests.engines.test_prompt import make_special_tokenizer
 from tests.text import templates
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.verdicts import find_failure
+from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.questions import SHORT_REQUEST
 from thrifty.home import Home
-from thrifty.improve.gate.record import verify_record
 from thrifty.improve.gate.run import GateRequest, run_gate
 from thrifty.train.rows import Method
 from thrifty.train.run import TrainingRequest, train_model

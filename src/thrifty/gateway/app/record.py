@@ -11,7 +11,7 @@ from thrifty.observe.recorder.line import RecorderLine
 from thrifty.observe.recorder.messages import RawTexts
 from thrifty.observe.request_metrics import Observation, Saved, Verdict
 from thrifty.observe.trace import Ended, Tracer
-from thrifty.openai.fields import Endpoint, encode_tags, read_user
+from thrifty.openai.fields import MAX_USER, Endpoint, encode_tags, read_user
 
 
 class Recorder:
@@ -100,7 +100,7 @@ class Recorder:
             replica or None,
             call.key.tenant if call.key else None,
             call.key.id if call.key else None,
-            user[:256] if isinstance(user, str) else None,
+            user[:MAX_USER] if isinstance(user, str) else None,
             outcome.status,
             outcome.error,
             stream,

@@ -48,6 +48,8 @@ class Item:
     question: Question
     tags: dict[str, str] = field(default_factory=dict)
     json: bool = False
+    responses: list[int] = field(default_factory=list)
+    """The responses that it came from, by their numbers in the request log."""
 
 
 def read_items(path: Path, name: str) -> list[Item]:
@@ -62,11 +64,26 @@ def read_items(path: Path, name: str) -> list[Item]:
             where = f"{path}, line {number}"
             question = parse_question(line, where)
             record = json.loads(line)
-            item = Item(question, read_tags(record, name, where), _wants_json(record, where))
+            item = Item(
+                question,
+                read_tags(record, name, where),
+                _wants_json(record, where),
+                find_responses(record),
+            )
             found.setdefault(question, item)
     if not found:
         raise EvaluationError(f"{path} contains no questions")
     return list(found.values())
+
+
+def find_responses(record: dict[str, Any]) -> list[int]:
+    """The numbers of the responses that a row came from, by its provenance."""
+    given = record.get("provenance")
+    found: set[Any] = set()
+    for one in given if isinstance(given, list) else [given]:
+        if isinstance(one, dict):
+            found |= {one.get("response"), *(one.get("responses") or ())}
+    return sorted(number for number in found if isinstance(number, int))
 
 
 def read_tags(record: dict[str, Any], name: str, where: str) -> dict[str, str]:

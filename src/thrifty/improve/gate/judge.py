@@ -67,7 +67,9 @@ class Slice:
     outcome: str = UNDECIDED
     needed: int | None = None
     """For an undecided one: about how many items would decide it, if nothing got worse."""
-    examples: list[dict[str, str]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Questions with both answers, and the responses that they came from. Records leave the texts
+    of users out."""
 
     @property
     def failed(self) -> bool:
@@ -108,7 +110,8 @@ def compare_items(
             lost = [number for number in own if old[number] and not new[number]]
             shown = [
                 {"question": items[number].question.text, "against": against[1][number],
-                 "candidate": candidate[1][number]}
+                 "candidate": candidate[1][number],
+                 **({"responses": items[number].responses} if items[number].responses else {})}
                 for number in lost[:SHOWN]
             ]  # fmt: skip
             slices.append(replace(made, examples=shown))

@@ -27,6 +27,7 @@ from thrifty.evaluate.answers import (
     ask_model,
     is_chat_model,
 )
+from thrifty.evaluate.gate_record import write_record
 from thrifty.evaluate.judges import open_judge
 from thrifty.evaluate.questions import TWENTY, digest_questions
 from thrifty.evaluate.suite import (
@@ -45,7 +46,6 @@ from thrifty.improve.gate.items import PREFERRED, SET, Item, grade, read_items
 from thrifty.improve.gate.judge import ALPHA, Slice, compare_items, compare_text, decide
 from thrifty.improve.gate.leaks import check_domain, find_leaked, find_learned
 from thrifty.improve.gate.preferred import grade_preferred, name_judge, prefer_answers
-from thrifty.improve.gate.record import write_record
 from thrifty.improve.gate.retrieval import FOUND, Search, find_nearest, read_search
 from thrifty.improve.gate.trusted import LEAST, judge_trusted
 from thrifty.own_replica import make_server

@@ -8,8 +8,10 @@ the scale of logarithms, as for text, and must be shown not to be worse by the m
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,16 @@ import numpy as np
 from thrifty.artifacts import NamedVersion, Store
 from thrifty.data.built import BuiltSet
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.gate_record import TRUSTED
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.scorer import Scorer
+from thrifty.improve.gate.items import find_responses
 from thrifty.improve.gate.judge import Slice
 from thrifty.statistics.paired import p_mean_not_worse, p_mean_worse
 from thrifty.train.examples import Example, encode_row
 from thrifty.train.rows import Message, Method, Row, parse_row
 from thrifty.types import OnProgress, Progress
 
-TRUSTED = "trusted"
 LEAST, MOST = 20, 400
 """Fewer judgements do not judge; of more, the first by their order in the set."""
 SHOWN = 3
@@ -70,7 +73,7 @@ def make_slice(changes: np.ndarray, rows: Sequence[Row], name: str, margin: floa
     examples = [
         {"question": _say(rows[number].messages), "against": _say(rows[number].answers),
          "candidate": f"{'liked' if rows[number].label else 'disliked'}, and {changes[number]:+.2f} nats "
-         "per token"}
+         "per token", "responses": find_responses(json.loads(rows[number].raw or b"{}"))}
         for number in worst.tolist() if changes[number] < 0
     ]  # fmt: skip
     low, high = (math.expm1(change + side * 1.959964 * error) for side in (-1, 1))
@@ -92,7 +95,7 @@ def _read(path: Path) -> list[bytes]:
 
 def _parse(line: bytes, number: int) -> Row | None:
     row = parse_row(line, number, Method.KTO)
-    return row if isinstance(row, Row) else None
+    return replace(row, raw=line) if isinstance(row, Row) else None
 
 
 def _score(

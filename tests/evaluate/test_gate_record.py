@@ -11,9 +11,9 @@ import pytest
 
 from thrifty.artifacts import Store
 from thrifty.errors import ThriftyError
+from thrifty.evaluate.gate_record import verify_record, write_record
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home
-from thrifty.improve.gate.record import verify_record, write_record
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
     gates/<digest>.json    one record
     gates/signing.key      the key, readable by its owner alone
 
+Texts of users are not in it, because it never expires: of what they judged, and of questions out of
+built sets, it keeps the numbers of the responses, by which the texts are found while they are kept.
+
 The digest is that of everything that the same models, sets and machine give again: without times,
 speeds and the signature. The signature (HMAC-SHA-256 over the whole record) shows that this home
 made it and that nobody has changed it since; who has the key can sign, so it proves nothing to
@@ -16,6 +19,7 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,21 +35,70 @@ KEY_BYTES = 32
 NOT_DIGESTED = ("made", "made_by", "speed", "digest", "signature")
 """What may differ between two runs that judge the same."""
 MOST_BYTES = 64_000_000
+TRUSTED = "trusted"
+"""The metric of what trusted users judged."""
+TEXTS = ("question", "against", "candidate")
+"""The texts of an example."""
 
 
 def write_record(home: Home, record: dict[str, Any]) -> Path:
     """Sign a record and store it; returns its path."""
     folder = make_private_folder(home.gates)
-    record = {**record, "digest": digest_record(record)}
-    key = _load_key(folder)
-    record["signature"] = {
-        "algorithm": ALGORITHM,
-        "key": _name_key(key),
-        "value": _sign(record, key),
-    }
-    path = folder / f"{record['digest'][:24]}.json"
-    write_atomically(path, json.dumps(record, indent=2, sort_keys=True), mode=0o600)
+    signed = _sign_record(withhold_texts(home, record), _load_key(folder))
+    path = folder / f"{signed['digest'][:24]}.json"
+    _write(path, signed)
     return path
+
+
+def withhold_texts(home: Home, record: dict[str, Any]) -> dict[str, Any]:
+    """The record without texts of users: of their examples the numbers of responses stay."""
+    sets = record.get("sets") or ()
+    asked = any(home.may_hold_texts(Path(str(one.get("path", "")))) for one in sets)
+    slices = [
+        {**one, "examples": _withhold(one["examples"], asked or one["metric"] == TRUSTED)}
+        for one in record.get("slices") or ()
+    ]
+    return {**record, "slices": slices} if slices else record
+
+
+def _withhold(examples: Sequence[dict[str, Any]], of_users: bool) -> list[dict[str, Any]]:
+    kept = (
+        {name: one[name] for name in one if name not in TEXTS}
+        if of_users or one.get("responses")
+        else one
+        for one in examples
+    )
+    return [one for one in kept if any(one.values())]
+
+
+def withhold_stored(home: Home, path: Path) -> bool:
+    """Take texts of users out of a stored record, which earlier releases wrote, and sign it anew
+    if its signature was valid; returns whether there were some. Raises `OSError`, and `ThriftyError`
+    for a file that is no record.
+    """
+    record, signature = _read(path)
+    try:
+        kept = withhold_texts(home, record)
+    except (AttributeError, KeyError, TypeError):
+        raise ThriftyError(f"{path} is not the record of a gate") from None
+    if kept == record:
+        return False
+    key = _find_key(home)
+    if _find_fault(record, signature, key) is None:
+        kept = _sign_record(kept, key)
+    _write(path, kept)
+    return True
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(record, indent=2, sort_keys=True), mode=0o600)
+
+
+def _sign_record(record: dict[str, Any], key: bytes) -> dict[str, Any]:
+    signed = {name: value for name, value in record.items() if name != "signature"}
+    signed["digest"] = digest_record(signed)
+    value = _sign(signed, key)
+    return signed | {"signature": {"algorithm": ALGORITHM, "key": _name_key(key), "value": value}}
 
 
 def digest_record(record: dict[str, Any]) -> str:
@@ -71,30 +124,47 @@ def verify_record(home: Home, store: Store, path: Path) -> Verification:
     Raises `ThriftyError` for a file that is no record.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ThriftyError(f"{path} is too large to be the record of a gate")
-        record = json.loads(path.read_bytes())
-        signature = record["signature"]
-        given = str(signature["value"])
+        record, signature = _read(path)
     except OSError as error:
         raise ThriftyError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ThriftyError(f"{path} is not the record of a gate") from None
     found = Verification(record)
-    key_path = home.gates / "signing.key"
-    key = key_path.read_bytes() if key_path.exists() else b""
-    if not key or signature.get("key") != _name_key(key):
-        found.faults.append(
-            f"it was signed by the key {signature.get('key')}, which is not that of this home"
-        )
-    elif signature.get("algorithm") != ALGORITHM or not hmac.compare_digest(
-        given, _sign({k: v for k, v in record.items() if k != "signature"}, key)
-    ):
-        found.faults.append("its signature does not match: the record was changed")
+    fault = _find_fault(record, signature, _find_key(home))
+    if fault is not None:
+        found.faults.append(fault)
     if record.get("digest") != digest_record(record):
         found.faults.append("its digest does not match its content")
     _check_inputs(record, store, found)
     return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stored record and its signature. Raises `OSError` and `ThriftyError`."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ThriftyError(f"{path} is too large to be the record of a gate")
+    try:
+        record = json.loads(path.read_bytes())
+        signature = dict(record["signature"], value=str(record["signature"]["value"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ThriftyError(f"{path} is not the record of a gate") from None
+    return record, signature
+
+
+def _find_fault(record: dict[str, Any], signature: dict[str, Any], key: bytes) -> str | None:
+    """Why a record's signature must not be relied on; None for a valid one."""
+    if not key or signature.get("key") != _name_key(key):
+        return f"it was signed by the key {signature.get('key')}, which is not that of this home"
+    signed = {name: value for name, value in record.items() if name != "signature"}
+    if signature.get("algorithm") != ALGORITHM or not hmac.compare_digest(
+        signature["value"], _sign(signed, key)
+    ):
+        return "its signature does not match: the record was changed"
+    return None
+
+
+def _find_key(home: Home) -> bytes:
+    """The home's key; empty where it has none yet."""
+    path = home.gates / "signing.key"
+    return path.read_bytes() if path.exists() else b""
 
 
 def _check_inputs(record: dict[str, Any], store: Store, found: Verification) -> None:
