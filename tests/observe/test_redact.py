@@ -226,13 +226,17 @@ def test_long_texts_are_cut_where_nothing_personal_is_cut() -> None:
 
 
 def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
-    call = {"id": "c1", "type": "function", "function": {
+    call = {"id": "ann@example.com", "type": "function", "function": {
         "name": "dial", "arguments": '{"number": 2125551234, "who": ["ann@example.com"], "n": 3}'}}  # fmt: skip
     request: dict[str, Any] = {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "I am ann@example.com"}]},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "x" * 999_990 + " ann@example.com"},
+            {
+                "role": "tool",
+                "tool_call_id": "ann@example.com",
+                "content": "x" * 999_990 + " ann@example.com",
+            },
         ]
     }
     answer = b'{"choices": [{"index": 0, "message": {"content": "Hello ann@example.com"}}]}'
@@ -244,6 +248,7 @@ def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
     assert arguments["n"] == 3
     same = find_pseudonym(prompt[0]["content"])
     assert arguments["who"] == [same]
+    assert prompt[1]["tool_calls"][0]["id"] == prompt[2]["tool_call_id"] == same
     assert texts.answer == f"Hello {same}"
     assert "ann@" not in texts.prompt
 

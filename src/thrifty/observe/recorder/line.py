@@ -204,6 +204,9 @@ class RecorderLine:
                 self._waiting_rows,
             )
             self._metrics.dropped_rows.labels("queue_full").inc(self._waiting_rows)
+        if self._traces:
+            log.warning("%d traces are lost: the recorder was away", len(self._traces))
+            self._metrics.traces_dropped.labels("recorder_ended").inc(len(self._traces))
 
     def _is_awaited(self) -> bool:
         """Whether rows wait to be written, or traces to be sent to a collector that takes them."""
