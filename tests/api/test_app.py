@@ -15,6 +15,7 @@ from tests.api.services import MemoryServices
 from tests.http.raw import wait_for
 from tests.parts import running_server
 from thrifty.api.app import HANDLERS, make_api
+from thrifty.api.cost_models import BudgetModel, CostAnswer, CostQuery
 from thrifty.api.page import outline
 from thrifty.api.table import API_ROUTES
 from thrifty.errors import BadDataError, DatabaseError
@@ -30,7 +31,7 @@ TRAFFIC = "/api/v1/deployments/chat/traffic"
 
 @contextlib.asynccontextmanager
 async def serving(
-    services: MemoryServices, caller: str | None = "ann"
+    services: MemoryServices, caller: str | None = "ann", tenant: str | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The API, as the gateway puts it together, and a client of it."""
     bridge = AsgiBridge(make_api(services))
@@ -41,7 +42,7 @@ async def serving(
             TABLE.answer_unmatched(exchange)
             return None
         policy.check(exchange)
-        return bridge.answer(exchange, {"caller": caller})
+        return bridge.answer(exchange, {"caller": caller, "tenant": tenant})
 
     await bridge.start()
     try:
@@ -170,6 +171,43 @@ async def test_costs_are_told() -> None:
         assert answer.json()["total"]["cost"] == 0
         for query in ("by=nonsense", "price_per_hour=-1", "since=7d"):
             assert (await client.get(f"/api/v1/cost?{query}")).status_code == 400
+
+
+class SpendingServices(MemoryServices):
+    """With two tenants that spend."""
+
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        empty = super().get_cost(asked)
+        labels = [("tenant", "red"), ("tenant", "blue"), ("no tenant", "")]
+        lines = [empty.total.model_copy(update={"of": of, "tenant": name}) for of, name in labels]
+        budgets = [
+            BudgetModel(
+                of=of, name=name, spent=1.0, budget=2.0, forecast=None, forecast_low=None,
+                forecast_high=None, basis="",
+            )
+            for of, name in [("machine", ""), ("tenant", "red"), ("tenant", "blue")]
+        ]  # fmt: skip
+        return empty.model_copy(update={"lines": lines, "budgets": budgets})
+
+
+async def test_of_tenants_callers_see_their_own_and_admins_all() -> None:
+    services = SpendingServices()
+    async with serving(services, tenant="red") as client:
+        assert (await client.get("/api/v1/series?by=tenant")).status_code == 200
+        assert services.asked is not None
+        assert services.asked.tenant == "red"
+        assert (await client.get("/api/v1/series?tenant=red")).status_code == 200
+        refused = await client.get("/api/v1/series?tenant=blue")
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "role_not_allowed")
+        assert (await client.get("/api/v1/series?by=version")).status_code == 200
+        assert services.asked.tenant is None
+        cost = await client.get("/api/v1/cost?by=tenant")
+        assert "blue" not in cost.text
+        assert [line["tenant"] for line in cost.json()["lines"]] == ["red", ""]
+        assert [one["name"] for one in cost.json()["budgets"]] == ["", "red"]
+    async with serving(services) as client:
+        assert (await client.get("/api/v1/series?tenant=blue")).status_code == 200
+        assert "blue" in (await client.get("/api/v1/cost?by=tenant")).text
 
 
 # Errors

@@ -215,3 +215,18 @@ async def test_a_recorder_that_is_killed_costs_no_request_and_no_row(home: Home)
     # Those that were under way at the end were cut off, and may have rows, too.
     assert clients.count <= rows <= clients.count + 4
     database.close()
+
+
+async def test_switching_recording_off_loses_no_row(home: Home) -> None:
+    """Old workers hand over the rest to a recorder that ends after them."""
+    database = prepare(home, deployment(echo("a")))
+    async with running_controller(home) as controller:
+        async with asking(controller.gateway_url) as clients:
+            await clients.progress(50)
+            want(database, gateway=service(record_requests=False))
+            await until(lambda: not home.recorder_socket.exists())
+            await clients.progress(50)
+        assert RECORDER_ROLE not in {role for _, role, _ in find_ours(home.root)}
+        logs = "".join(path.read_text() for path in home.logs.glob("gateway-*.log"))
+        assert "lost its last" not in logs
+    database.close()

@@ -216,3 +216,19 @@ def test_a_writer_that_is_killed_leaves_no_half(tmp_path: Path) -> None:
     for number in range(5):
         assert len({row.value for row in rows if row.response == number}) == 1, "all kinds or none"
     database.close()
+
+
+def test_a_flood_of_one_tenant_pushes_out_nobody_else(database: Database) -> None:
+    for number in range(3):
+        save_feedback(database, replace(GIVEN, tenant="small", response=number), now_s=100 + number)
+    for number in range(40):
+        save_feedback(database, replace(GIVEN, tenant="loud", response=number), now_s=200 + number)
+    for number in range(6):
+        save_feedback(database, replace(GIVEN, tenant="mid", response=number), now_s=300 + number)
+    assert prune_feedback(database, time.time(), 14) == 36
+    with database.begin() as connection:
+        rows = connection.execute(select(feedback.c.tenant, feedback.c.response)).all()
+    kept = {name: sorted(r.response for r in rows if r.tenant == name) for name in ("small", "mid")}
+    assert kept == {"small": [0, 1, 2], "mid": [1, 2, 3, 4, 5]}
+    assert sorted(r.response for r in rows if r.tenant == "loud") == [35, 36, 37, 38, 39]
+    assert prune_feedback(database, time.time(), 14) == 0

@@ -251,7 +251,7 @@ async def test_everything_written_is_redacted_unless_the_spec_says_no(
         body |= {"messages": [{"role": "user", "content": f"I am {mail}"}]}
         about = (await gateway.ask(body)).json()["id"]
         given = {"response_id": about, "comment": mail, "correction": mail, "tags": {"by": mail}}
-        given |= {"name": "who", "value": mail}
+        given |= {"name": "who", "value": mail, "id": mail}
         assert (await gateway.ask(given, PATH)).status == 201
         assert (await gateway.ask(given, PATH)).status == 200
 
@@ -259,14 +259,15 @@ async def test_everything_written_is_redacted_unless_the_spec_says_no(
             with gateway.database.begin() as connection:
                 texts = connection.execute(select(request_texts)).all()
                 rows = connection.execute(select(requests_table.c.tags)).all()
-                said = connection.execute(select(feedback.c.text, feedback.c.tags)).all()
+                columns = (feedback.c.text, feedback.c.tags, feedback.c.client_id)
+                said = connection.execute(select(*columns)).all()
             return f"{texts} {rows} {said}" if texts else ""
 
         written = await until(lambda: asyncio.to_thread(read))
         assert (mail in written) is not redact
         pseudonym = find_pseudonym(written)
         assert (pseudonym is not None) is redact
-        assert written.count(pseudonym or mail) == 9
+        assert written.count(pseudonym or mail) == 12
 
 
 PAGE = """

@@ -6,8 +6,10 @@ import asyncio
 import socket
 from pathlib import Path
 
+from thrifty.control.gateways import GatewayWorkers
 from thrifty.fleet.handover import ListenerOffer, take_listeners
 from thrifty.fleet.ports import open_listeners
+from thrifty.home import Home, make_private_folder
 
 
 async def test_what_waits_in_a_taken_socket_is_not_reset(tmp_path: Path) -> None:
@@ -57,4 +59,23 @@ async def test_one_that_hangs_up_at_once_harms_nothing(tmp_path: Path) -> None:
     assert len(taken) == 1
     offer.close()
     for one in (*ours, *taken):
+        one.close()
+
+
+async def test_sockets_beside_taken_ones_get_no_connections_yet(home: Home) -> None:
+    """Their workers are only to be started: what the kernel sent there would wait, or be reset."""
+    make_private_folder(home.run)
+    ours = open_listeners("127.0.0.1", 0, 1)
+    offer = ListenerOffer(home.listeners_of("gateway-0"), [ours[0].fileno()])
+    host, port = ours[0].getsockname()
+
+    async def ignore(_: object) -> None: ...
+
+    workers = GatewayWorkers(home, host, port, ignore, ignore, lambda: None)
+    opened = await asyncio.to_thread(workers._open_sockets, 3, ["gateway-0"])
+    assert {one.getsockname() for one in opened} == {(host, port)}
+    listens = [one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for one in opened]
+    assert listens == [1, 0, 0]
+    offer.close()
+    for one in (*ours, *opened):
         one.close()

@@ -13,7 +13,13 @@ import pytest
 
 from tests.parts import wait_until
 from thrifty.errors import FleetError
-from thrifty.fleet.process import ProcessId, adopt_process, find_ours, start_process
+from thrifty.fleet.process import (
+    MAX_LOG_BYTES,
+    ProcessId,
+    adopt_process,
+    find_ours,
+    start_process,
+)
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 STUBBORN = [
@@ -128,3 +134,19 @@ def test_why_it_ended_is_read_from_its_log(tmp_path: Path) -> None:
 def test_a_command_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="/no/such/engine cannot be started: No such file"):
         start(tmp_path, ["/no/such/engine"])
+
+
+@pytest.mark.parametrize("fault", ["folder", "rotation", "log"])
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, fault: str) -> None:
+    log = tmp_path / "logs" / "r.log"
+    match fault:
+        case "folder":
+            log.parent.touch()
+        case "rotation":
+            log.with_suffix(".log.1").mkdir(parents=True)
+            log.touch()
+            os.truncate(log, MAX_LOG_BYTES + 1)
+        case "log":
+            log.mkdir(parents=True)
+    with pytest.raises(FleetError, match=str(tmp_path / "logs")):
+        start_process(SLEEP, role="replica", process_id="r-0", home=tmp_path, log_path=log)

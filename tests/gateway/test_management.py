@@ -51,3 +51,19 @@ async def test_only_this_machine_may_manage_without_keys(tmp_path: Path) -> None
         assert (await gateway.ask(b"", "/v1/cache", method="GET", headers=viewer)).status == 403
         remote = {**proxied, **admin}
         assert (await gateway.ask(b"", "/v1/cache", method="GET", headers=remote)).status == 200
+
+
+async def test_of_tenants_viewers_see_their_own_and_admins_all(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url], managed=True) as gateway:
+
+        async def ask(query: str, headers: dict[str, str]) -> int:
+            path = f"/api/v1/series?{query}"
+            return (await gateway.ask(b"", path, method="GET", headers=headers)).status
+
+        assert await ask("tenant=any", {}) == 200  # on this machine, without keys
+        viewer = await add_key(gateway, "v", "viewer")
+        operator = await add_key(gateway, "o", "operator")
+        admin = await add_key(gateway, "a", "admin")
+        assert await ask("tenant=v", viewer) == await ask("by=tenant", viewer) == 200
+        assert await ask("tenant=a", viewer) == await ask("tenant=a", operator) == 403
+        assert await ask("tenant=v", admin) == 200

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -32,6 +33,7 @@ from thrifty.observe import log_state
 from thrifty.observe.log_state import LogHealth
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.recorder import line as lines
+from thrifty.observe.recorder import recorder as recorders
 from thrifty.observe.recorder.line import RecorderLine
 from thrifty.observe.recorder.messages import Kind, RawTexts, Reader, make_message
 from thrifty.observe.recorder.recorder import Recorder
@@ -422,3 +424,43 @@ def test_a_socket_is_reached_however_long_its_path_is(tmp_path: Path) -> None:
                 connected.setblocking(True)
                 assert connected.recv(1) == b"x"
         assert (folder / "recorder.sock").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_recorder_takes_workers_after_it_could_open_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorders, "ACCEPT_PAUSE_S", 0.02)
+    database = open_database(url(tmp_path), migrate=True)
+    listening = listen_at(tmp_path / "recorder.sock")
+    recorder = Recorder(RecorderSettings(), url(tmp_path), b"s" * 32)
+    await recorder.start(listening)
+    worker = socket.socket(socket.AF_UNIX)
+    worker.setblocking(False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        worker.connect(str(tmp_path / "recorder.sock"))
+        await until(lambda: "cannot be taken" in caplog.text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    line = RecorderLine(lambda: worker, "worker", GatewayMetrics())
+    line.start()
+    line.put(row("after"))
+    await line.stop(60.0)
+    await recorder.stop()
+    listening.close()
+    assert names(database) == ["after"]
+    database.close()
+
+
+async def test_what_a_client_calls_its_request_is_redacted(tmp_path: Path) -> None:
+    database = open_database(url(tmp_path), migrate=True)
+    with recorder_of(tmp_path, url(tmp_path)) as recorder:
+        async with line_to(recorder) as (line, metrics):
+            line.put(row(MAIL))
+            line.put(row("7d1f9f3e-6c0e-4f6a-9d27-2f6d0a3b1c55"))
+            await until(lambda: read(metrics, "log_rows_written_total") == 2)
+    written = names(database)
+    assert "7d1f9f3e-6c0e-4f6a-9d27-2f6d0a3b1c55" in written
+    assert [name for name in written if name.startswith("<EMAIL_")]
+    database.close()

@@ -89,10 +89,72 @@ def test_what_is_personal_is_replaced_wherever_it_stands(kind: str, value: str) 
         "password: required, token = None, user@localhost, a @ b, @mention",
         "chapters 1-12, pages 100-200, 1990-2000, 50%, 1e-9, 0x7fff, #12345678",
         "f(x) = 3 * x + 2; [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]",
+        "0.4111111111111111 and 5.4111111111111111, issue #2125551234, file_2125551234.txt",
+        "41111111\n11111111\n2023\n2024 is a column, \uff11\uff12\uff13\uff14 is a year",
     ],
 )
 def test_what_is_not_personal_stays(text: str) -> None:
     assert REDACTOR.redact(text) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "kept"),
+    [
+        ("CARD", "Card no.4111 1111 1111 1111", "Card no.{}"),
+        ("CARD", "Card#4111 1111 1111 1111", "Card#{}"),
+        ("CARD", "#4111111111111111", "#{}"),
+        ("CARD", "1.4111 1111 1111 1111", "1.{}"),
+        ("CARD", "_4111 1111 1111 1111_", "_{}_"),
+        ("CARD", "4111 1111 1111 1111/12/27", "{}/12/27"),
+        ("CARD", "4111111111111111(12/27)", "{}(12/27)"),
+        ("CARD", "4111 1111 1111 1111 x2", "{} x2"),
+        ("CARD", "Q3 4111 1111 1111 1111", "Q3 {}"),
+        ("CARD", "4111.1111.1111.1111", "{}"),
+        ("CARD", "4111\u20131111\u20131111\u20131111", "{}"),
+        ("CARD", "4111\u202f1111\u00a01111\u30001111", "{}"),
+        ("CARD", "4\u200b1\u200b1\u200b1 1111 1111\u2060 1111", "{}"),
+        ("CARD", "\uff14\uff11\uff11\uff11" + " \uff11\uff11\uff11\uff11" * 3, "{}"),
+        ("CARD", "\uff08\uff14" + "\uff11" * 15 + "\uff09", "\uff08{}\uff09"),
+        ("CARD", "\u0664\u0661\u0661\u0661" + " \u0661\u0661\u0661\u0661" * 3, "{}"),
+        ("CARD", "to 4111 1111\n> 1111 1111 now", "to {} now"),
+        ("PHONE", "Tel.+49 30 12345678", "Tel.{}"),
+        ("PHONE", "Tel.030 12345678", "Tel.{}"),
+        ("PHONE", "Tel.#030 12345678", "Tel.#{}"),
+        ("PHONE", "\u202a+49 30\u00a0123456\u00ad78\u202c", "\u202a{}\u202c"),
+        ("PHONE", "\uff08\uff10\uff13\uff09\uff11\uff12\uff13\uff14\uff0d\uff15\uff16\uff17\uff18", "\uff08{}"),
+        ("PHONE", "+49 30\r\n12345678", "{}"),
+        ("ID", "SSN#123-45-6789", "SSN#{}"),
+        ("ID", "__536-90-4399__", "__{}__"),
+        ("ID", "536\u201390\u20134399", "{}"),
+        ("IBAN", "iban de89 3704 0044 0532 0130 00", "iban {}"),
+        ("IBAN", "BIC DEUTDE55 DE89 3704 0044 0532 0130 00", "BIC DEUTDE55 {}"),
+        ("IBAN", "AB12 DE89 3704 0044\n0532 0130 00.", "AB12 {}."),
+        ("IBAN", "_DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000_", "_{}_"),
+        ("IP", "IP.192.168.17.4", "IP.{}"),
+        ("SECRET", "password:  correct-horse-bat", "password:  {}"),
+        ("SECRET", "use sk-abcdefghijklmnopqrst", "use {}"),
+    ],
+)  # fmt: skip
+def test_no_way_of_writing_hides_what_is_personal(kind: str, text: str, kept: str) -> None:
+    redacted = REDACTOR.redact(text)
+    found = find_pseudonym(redacted)
+    assert found is not None, redacted
+    assert found.startswith(f"<{kind}_"), redacted
+    assert redacted == kept.format(found)
+
+
+def test_however_a_number_is_written_its_pseudonym_is_the_same() -> None:
+    ways = ["4111 1111 1111 1111", "\uff14" + "1" * 15, "4111\u00a01111\u200b1111-1111"]
+    assert len({REDACTOR.redact(way) for way in ways}) == 1
+    assert REDACTOR.redact("de89370400440532013000") == REDACTOR.redact("DE89370400440532013000")
+
+
+@pytest.mark.parametrize("between", [" ", "/", "  ", ", ", "\n"])
+def test_each_number_of_a_long_list_is_found(between: str) -> None:
+    numbers = [f"0171 12345{place}" for place in range(10, 50)]
+    redacted = REDACTOR.redact(between.join(numbers))
+    assert redacted.count("<PHONE_") == len(numbers)
+    assert not set("0123456789") & set(redacted)
 
 
 def test_secrets_are_known_by_where_they_stand() -> None:
@@ -164,13 +226,17 @@ def test_long_texts_are_cut_where_nothing_personal_is_cut() -> None:
 
 
 def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
-    call = {"id": "c1", "type": "function", "function": {
+    call = {"id": "ann@example.com", "type": "function", "function": {
         "name": "dial", "arguments": '{"number": 2125551234, "who": ["ann@example.com"], "n": 3}'}}  # fmt: skip
     request: dict[str, Any] = {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "I am ann@example.com"}]},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": "x" * 999_990 + " ann@example.com"},
+            {
+                "role": "tool",
+                "tool_call_id": "ann@example.com",
+                "content": "x" * 999_990 + " ann@example.com",
+            },
         ]
     }
     answer = b'{"choices": [{"index": 0, "message": {"content": "Hello ann@example.com"}}]}'
@@ -182,6 +248,7 @@ def test_texts_of_a_request_are_redacted_before_they_are_cut() -> None:
     assert arguments["n"] == 3
     same = find_pseudonym(prompt[0]["content"])
     assert arguments["who"] == [same]
+    assert prompt[1]["tool_calls"][0]["id"] == prompt[2]["tool_call_id"] == same
     assert texts.answer == f"Hello {same}"
     assert "ann@" not in texts.prompt
 

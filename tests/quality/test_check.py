@@ -124,6 +124,24 @@ def test_what_followed_counts_where_the_answer_is(database: Database) -> None:
     assert flags.count(COUNTED | FOLLOWED) == 4
 
 
+def test_a_conversation_with_another_deployment_is_another_one(database: Database) -> None:
+    both = {"chat": DesiredChecks(1e6), "other": DesiredChecks(1e6)}
+    question = user("What is the capital of France?")
+    record(
+        database,
+        answered([question], at_s=NOON_S, conversation_id="c"),
+        answered([question], at_s=NOON_S + 60, conversation_id="c", deployment="other"),
+        answered(
+            [question, said("Paris."), user("No, that is wrong.")], at_s=NOON_S + 90,
+            conversation_id="c", deployment="other", version="b",
+        ),
+    )  # fmt: skip
+    AnswerChecker(database).step(both)
+    found = {one.name: one.found for one in figures(database).engagement}
+    assert not any(found.values())
+    assert figures(database).sessions.turns == 1.0
+
+
 def test_a_pause_ends_a_session_and_nobody_is_taken_for_another(database: Database) -> None:
     for minute in (0, 10, 20, 100):
         asked = [user("Hello there"), said("Paris."), user(f"More, please ({minute})")]

@@ -60,6 +60,7 @@ from thrifty.openai.errors import (
     WireError,
     bad_request,
     explain_database,
+    forbid_tenant,
     internal_error,
     list_names,
 )
@@ -114,6 +115,11 @@ def _get_caller(request: Request) -> str:
     return str(getattr(request.state, "caller", None) or LOOPBACK_CALLER)
 
 
+def _get_tenant(request: Request) -> str | None:
+    """The tenant whose figures the caller may see; None: all tenants'."""
+    return getattr(request.state, "tenant", None)
+
+
 def _forbid_storing(response: Response) -> None:
     """Answers hold keys and states: browsers and proxies store none of them."""
     response.headers["cache-control"] = "no-store"
@@ -122,6 +128,7 @@ def _forbid_storing(response: Response) -> None:
 
 Services = Annotated[ApiServices, Depends(_get_services)]
 Caller = Annotated[str, Depends(_get_caller)]
+Tenant = Annotated[str | None, Depends(_get_tenant)]
 
 
 def get_status(services: Services) -> Status:
@@ -174,14 +181,28 @@ def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applie
     return services.apply_spec(body.spec, reset=body.reset, who=caller, why=body.why)
 
 
-def get_series(services: Services, asked: Annotated[SeriesQuery, Query()]) -> SeriesAnswer:
-    """Series over time."""
+def get_series(
+    services: Services, asked: Annotated[SeriesQuery, Query()], tenant: Tenant
+) -> SeriesAnswer:
+    """Series over time. Of tenants, callers see the own one; admins see all."""
+    if tenant is not None:
+        if asked.tenant not in (None, tenant):
+            raise forbid_tenant("figures")
+        if asked.by == "tenant":
+            asked = asked.model_copy(update={"tenant": tenant})
     return services.get_series(asked)
 
 
-def get_cost(services: Services, asked: Annotated[CostQuery, Query()]) -> CostAnswer:
-    """What requests cost."""
-    return services.get_cost(asked)
+def get_cost(
+    services: Services, asked: Annotated[CostQuery, Query()], tenant: Tenant
+) -> CostAnswer:
+    """What requests cost. Of tenants, callers see the own one; admins see all."""
+    answer = services.get_cost(asked)
+    if tenant is None:
+        return answer
+    lines = [one for one in answer.lines if one.of != "tenant" or one.tenant == tenant]
+    budgets = [one for one in answer.budgets if one.of != "tenant" or one.name == tenant]
+    return answer.model_copy(update={"lines": lines, "budgets": budgets})
 
 
 def list_releases(services: Services) -> ReleaseList:

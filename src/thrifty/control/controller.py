@@ -388,12 +388,24 @@ class Controller:
                     "the gateway's %s cannot change while it runs; stop and start the service "
                     "(thrifty down, thrifty up)", " and ".join(fixed),
                 )  # fmt: skip
+            settings = self._make_worker_settings(gateway)
+            # Workers hand over the rest when they end, to a recorder that takes it.
+            last = self._recorder.takes_less(settings)
+            if not last:
+                await self._apply_to_recorder(settings)
             try:
-                settings = self._make_worker_settings(gateway)
-                await self._recorder.apply(settings)
                 await self._gateways.apply(settings)
-            except FleetError as error:
+            except (FleetError, OSError) as error:
                 log.error("the gateway's workers keep their settings: %s", error)
+            else:
+                if last:
+                    await self._apply_to_recorder(settings)
+
+    async def _apply_to_recorder(self, settings: WorkerSettings) -> None:
+        try:
+            await self._recorder.apply(settings)
+        except FleetError as error:
+            log.error("the recorder cannot be started, and is tried again: %s", error)
 
     def _find_old_gateways(self) -> list[tuple[ProcessId, str]]:
         """Workers that an earlier controller left, which are replaced without a gap, and behind them

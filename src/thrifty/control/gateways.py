@@ -175,7 +175,10 @@ class GatewayWorkers:
         with bind_listener(self._host, self._port) as probe:
             address = probe.getsockname()
         kept = [one for one in taken if one.getsockname() == address]
-        return kept + open_listeners(self._host, self._port, max(0, count - len(kept)))
+        if not kept:
+            return open_listeners(self._host, self._port, count)
+        # Connections go to the workers that listen until a new one does.
+        return kept + [bind_listener(*address[:2]) for _ in range(count - len(kept))]
 
     async def _replace_all(self, settings: WorkerSettings) -> None:
         grace_s = self._grace_s
@@ -217,10 +220,23 @@ class GatewayWorkers:
         return status == 200
 
     async def _start(self, index: int, settings: WorkerSettings) -> None:
+        """Start a worker, and wait until it listens. Raises `FleetError`."""
+        try:
+            await self._start_process(index, settings)
+        except OSError as error:
+            reason = error.strerror or error
+            raise FleetError(f"{_name(index)} cannot be started: {reason}") from None
+
+    async def _start_process(self, index: int, settings: WorkerSettings) -> None:
         name = _name(index)
-        ready, tell_ready = os.pipe()
         descriptors = [one.fileno() for one in self._sockets[index :: settings.workers]]
         ours, theirs = socket.socketpair()
+        try:
+            ready, tell_ready = os.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         told = {
             **settings.settings, "id": name, "ready_fd": tell_ready, "listen_fds": descriptors,
             "notice_fd": theirs.fileno(),
@@ -279,6 +295,9 @@ class GatewayWorkers:
                     await self._start(index, self._settings)
                 except FleetError as error:
                     log.error("%s cannot be started: %s", _name(index), error)
+                except Exception:
+                    # This task must never end by itself.
+                    log.exception("%s cannot be started", _name(index))
 
 
 def _name(index: int) -> str:

@@ -7,7 +7,7 @@ conversation is joined to the conversation's newest response.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -360,15 +360,39 @@ def read_history(database: Database, feedback_ids: Sequence[int]) -> dict[int, l
 
 
 def prune_feedback(database: Database, keep_s: float, max_rows: int) -> int:
-    """Delete feedback whose value is older than `keep_s`, or beyond the newest `max_rows`, with its
-    history; returns the number of deleted rows. Raises `DatabaseError`.
+    """Delete feedback whose value is older than `keep_s`, and what is more than `max_rows`, with its
+    history; returns the number of deleted rows. Of too many, the oldest ones of the tenants with the
+    most go, so that nobody pushes out what others said. Raises `DatabaseError`.
     """
+    removed = _delete_where(database, feedback.c.updated_s < time.time() - keep_s)
     with database.begin() as connection:
-        newest = select(feedback.c.id).order_by(feedback.c.id.desc())
-        last = connection.execute(newest.offset(max_rows).limit(1)).scalar()
-    old = feedback.c.updated_s < time.time() - keep_s
-    if last is not None:
-        old |= feedback.c.id <= last
+        ids = select(feedback.c.id).order_by(feedback.c.id.desc())
+        if connection.execute(ids.offset(max_rows).limit(1)).first() is None:
+            return removed
+        counted = select(feedback.c.tenant, func.count()).group_by(feedback.c.tenant)
+        counts = {str(row[0]): int(row[1]) for row in connection.execute(counted)}
+        most = _divide_rows(counts.values(), max_rows)
+    for tenant in [name for name, count in counts.items() if count > most]:
+        own = feedback.c.tenant == tenant
+        with database.begin() as connection:
+            last = connection.execute(ids.where(own).offset(most).limit(1)).scalar()
+        if last is not None:
+            removed += _delete_where(database, own & (feedback.c.id <= last))
+    return removed
+
+
+def _divide_rows(counts: Iterable[int], most: int) -> int:
+    """How many rows each may keep, so that they are `most` at most together."""
+    smaller = sorted(counts)
+    for place, count in enumerate(smaller):
+        share = most // (len(smaller) - place)
+        if count > share:
+            return share
+        most -= count
+    return most
+
+
+def _delete_where(database: Database, old: ColumnElement[bool]) -> int:
     removed = 0
     while True:
         with database.begin() as connection:

@@ -312,6 +312,9 @@ def _redact(feedback: Feedback, redactor: Redactor) -> Feedback:
         tags = None if feedback.tags is None else redact_json(feedback.tags, redact)
         return replace(feedback, items=items, tags=tags)
 
+    if feedback.client_id is not None:
+        client_id = redactor.prepare([], feedback.tenant)(feedback.client_id)
+        feedback = replace(feedback, client_id=client_id)
     return redact_together(apply, lambda texts: redactor.prepare(texts, feedback.tenant))
 
 

@@ -15,10 +15,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
-from thrifty.errors import FleetError
+from thrifty.errors import FleetError, ThriftyError
 from thrifty.home import HOME_VARIABLE, make_private_folder
 
 ROLE_VARIABLE = "THRIFTY_ROLE"
@@ -162,9 +163,6 @@ def start_process(
 
     `inherit` are file descriptors that stay open in it.
     """
-    make_private_folder(log_path.parent)
-    if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
-        os.replace(log_path, log_path.with_suffix(".log.1"))
     full = {
         **os.environ,
         **(environment or {}),
@@ -173,24 +171,38 @@ def start_process(
         ID_VARIABLE: process_id,
         "PYTHONUNBUFFERED": "1",
     }
-    with log_path.open("ab") as log_file, _on_cores(cores):
+    with _open_log(log_path) as log_file:
         try:
-            popen = subprocess.Popen(
-                list(command),
-                env=full,
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=tuple(inherit),
-            )
+            with _on_cores(cores):
+                popen = subprocess.Popen(
+                    list(command),
+                    env=full,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=tuple(inherit),
+                )
         except OSError as error:
             raise FleetError(f"{command[0]} cannot be started: {error.strerror}") from None
     try:
         created_s = psutil.Process(popen.pid).create_time()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         created_s = time.time()
     return ManagedProcess(ProcessId(popen.pid, created_s), popen, log_path)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """The log of a process that is started, to add to; a long one is put aside. Raises `FleetError`."""
+    try:
+        make_private_folder(path.parent)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            os.replace(path, path.with_suffix(".log.1"))
+        return path.open("ab")
+    except ThriftyError as error:
+        raise FleetError(str(error)) from None
+    except OSError as error:
+        raise FleetError(f"cannot write the log {path}: {error.strerror or error}") from None
 
 
 def adopt_process(ident: ProcessId, log_path: Path) -> ManagedProcess | None:

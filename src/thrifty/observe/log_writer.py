@@ -39,6 +39,8 @@ STOP_TRIES = 3
 """Attempts to write the remaining rows at the end, while the database is unavailable."""
 PRUNE_DELAY_S, PRUNE_INTERVAL_S = 30.0, 600.0
 _TAGS, _TENANT = COLUMNS.index("tags"), COLUMNS.index("tenant")
+_CLIENT_ID = COLUMNS.index("client_request_id")
+_CLIENT_ID_CHARS = 64
 MAX_KINDS = 100
 """Bound on the kinds of errors that are remembered as logged."""
 
@@ -239,6 +241,8 @@ class LogWriter:
                 chars += len(text[0]) + len(text[1]) if text is not None else 0
             if self._redactor is not None and row[_TAGS] is not None:
                 row = self._redact_tags(row, self._redactor)
+            if self._redactor is not None and row[_CLIENT_ID] is not None:
+                row = _redact_client_id(row, self._redactor)
             self._batch.append(Entry(row, text, tally))
             is_slow = make_text is not None or row[_TAGS] is not None
             if is_slow and (chars > BATCH_TEXT_CHARS or time.monotonic() >= until_s):
@@ -338,3 +342,11 @@ class LogWriter:
             )  # fmt: skip
             self._on_state(False)
             self._on_change()
+
+
+def _redact_client_id(row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
+    """What a client calls its request may hold a mail address or a number; names are not looked
+    for in there.
+    """
+    redacted = redactor.prepare([], row[_TENANT] or "")(row[_CLIENT_ID])[:_CLIENT_ID_CHARS]
+    return (*row[:_CLIENT_ID], redacted, *row[_CLIENT_ID + 1 :])

@@ -1,8 +1,12 @@
-"""Whether a number is a payment card, an IBAN or a phone number: structure, checksum, and shape."""
+"""Whether a number is a payment card, an IBAN or a phone number: structure, checksum, and shape.
+Numbers are written in ASCII.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 
 _CARD_BRANDS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"
@@ -12,16 +16,16 @@ _CARD_BRANDS = re.compile(
     r"|(?:5[06-8]|6)\d{10,17}"
 )
 """Brands by first digits and length (ISO/IEC 7812); the last one is Maestro."""
-_CARD_SEPARATORS = frozenset("0123456789 -\u00a0\u2011")
+_CARD_SEPARATORS = frozenset("0123456789 -")
+_CARD_GROUPS = re.compile(r"\d{4}([./])\d{4}\1\d{4}\1\d{1,7}|\d{4}([./])\d{6}\2\d{4,5}")
+"""With points or slashes, digits stand in groups as on a card: others are decimals and dates."""
 
 _NANP = re.compile(
     r"(?:(?:\+|00)?1[ .-]?)?(?:\([2-9]\d{2}\) ?[.-]?|[2-9]\d{2}[ .-]?)\d{3}[ .-]?\d{4}"
     r"(?: ?(?:x|ext\.?) ?\d{1,6})?"
 )
 """North American numbers, with or without a country code, separators and an extension."""
-_INTERNATIONAL = re.compile(
-    r"(?:\+|00[ -]?)[1-9][\d ()./\u00a0\u2011-]{6,24}(?: ?(?:x|ext\.?) ?\d{1,6})?"
-)
+_INTERNATIONAL = re.compile(r"(?:\+|00[ -]?)[1-9][\d ()./-]{6,24}(?: ?(?:x|ext\.?) ?\d{1,6})?")
 _TRUNK = re.compile(r"\(?0\d{1,5}\)?[ /.-]{0,3}\d[\d ./-]{4,14}\d")
 """Numbers with the trunk prefix 0 of most countries."""
 _DATE = re.compile(r"\d{4}[-/. ]\d{1,2}[-/. ]\d{1,2}|\d{1,2}[-/. ]\d{1,2}[-/. ]\d{4}")
@@ -30,7 +34,7 @@ _CALLING = re.compile(
 )
 _GROUPED = re.compile(r"\d{1,4}(?:[ .-]\d{2,5}){1,5}")
 
-_IBAN_LENGTHS = {
+IBAN_LENGTHS = {
     "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22,
     "BR": 29, "BY": 28, "CH": 21, "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28,
     "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27, "GB": 22, "GE": 22, "GI": 23,
@@ -44,6 +48,27 @@ _IBAN_LENGTHS = {
 """SWIFT's registry of IBAN formats."""
 
 
+def make_plain(written: str) -> str:
+    """A number in ASCII: digits of all scripts, blanks and dashes; without what has no width."""
+    if written.isascii():
+        return written
+    return "".join(map(_make_plain_character, written))
+
+
+@functools.cache
+def _make_plain_character(character: str) -> str:
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    match unicodedata.category(character):
+        case "Cf":
+            return ""
+        case "Zs":
+            return " "
+        case "Pd":
+            return "-"
+    return "-" if character == "\u2212" else unicodedata.normalize("NFKC", character)
+
+
 def passes_luhn(digits: str) -> bool:
     """Whether the last digit is right by ISO/IEC 7812-1, annex B."""
     total = sum(map(int, digits[-1::-2]))
@@ -55,14 +80,16 @@ def passes_luhn(digits: str) -> bool:
 
 def is_card(digits: str, written: str) -> bool:
     """Whether `digits`, written as `written`, are the number of a payment card."""
-    if not 12 <= len(digits) <= 19 or not _CARD_SEPARATORS.issuperset(written):
+    if not 12 <= len(digits) <= 19:
+        return False
+    if not _CARD_SEPARATORS.issuperset(written) and not _CARD_GROUPS.fullmatch(written):
         return False
     return _CARD_BRANDS.fullmatch(digits) is not None and passes_luhn(digits)
 
 
 def is_iban(text: str) -> bool:
     """Whether a text without blanks is an IBAN (ISO 13616): length by country, and mod 97."""
-    length = _IBAN_LENGTHS.get(text[:2])
+    length = IBAN_LENGTHS.get(text[:2])
     if length is None or len(text) != length:
         return False
     return int("".join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1

@@ -11,7 +11,8 @@ first called by the whole name and then by a part of it stays the same.
 Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
 scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
 holds no digit and no `@`, so later patterns pass over it. Texts are handled in pieces, because `re`
-holds the interpreter lock for the length of a search.
+holds the interpreter lock for the length of a search. Numbers may have digits, blanks and dashes of any
+script, and characters without width; they are compared in their plain form.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
 from thrifty.observe.national_ids import is_national_id
-from thrifty.observe.number_kinds import is_card, is_iban, is_phone
+from thrifty.observe.number_kinds import IBAN_LENGTHS, is_card, is_iban, is_phone, make_plain
 
 PIECE_CHARS = 65_536
 """Longer texts are cut between words. A megabyte takes 0.1 s."""
@@ -91,21 +92,35 @@ _ASSIGNED_WORDS = ("passw", "pwd", "secret", "key", "token")
 _URL_PASSWORD = re.compile(r"://[^\s/:@]{1,128}:([^\s/@]{1,256})@")
 _DOMAIN = re.compile(r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}")
 _LOCAL = re.compile(r"[\w.+%'&*/=?^{|}~!#$-]{1,64}\Z")
-_IBAN = re.compile(r"[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30}")
+_IBAN_CHECK = re.compile(r"(?<=[A-Za-z]{2})[0-9]{2}")
+_IBAN_CHECK_WIDE = re.compile(r"(?<=[A-Za-z\uff21-\uff3a\uff41-\uff5a]{2})[0-9\uff10-\uff19]{2}")
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}")
 _IPV6 = re.compile(r"[0-9A-Fa-f:]{2,39}(?:\.[0-9]{1,3}){0,3}")
-_NUMBER = re.compile(
-    r"[+(0-9](?:[ ().\-/\u00a0\u2011]{0,3}[0-9]){6,80}(?: ?(?:x|ext\.?) ?[0-9]{1,6})?"
+_EXTENSION = r"(?: ?(?:x|ext\.?) ?[0-9]{1,6})?"
+_NO_WIDTH = r"\u00ad\u200b-\u200f\u2060\ufeff"
+_BLANKS = r"\u00a0\u2000-\u200a\u202f\u205f\u3000"
+_DASHES = r"\u2010-\u2015\u2212\ufe63\uff0d"
+_MARKS = r"\uff08\uff09\uff0b\uff0e\uff0f"
+"""Brackets, plus, point and slash in full width."""
+_NUMBER = re.compile(rf"[+(0-9](?:[ ().\-/]{{0,3}}[0-9]){{6,}}{_EXTENSION}")
+_NUMBER_WIDE = re.compile(
+    rf"[+\uff0b(\d](?:[ ().\-/{_NO_WIDTH}{_BLANKS}{_DASHES}{_MARKS}]{{0,4}}\d){{6,}}{_EXTENSION}"
 )
+_WRAPPED = re.compile(
+    r"[+0-9](?:[ -]?[0-9]){1,20}-?[ \t]{0,3}\r?\n[ \t>]{0,8}[0-9](?:[ -]?[0-9]){1,20}"
+)
+"""A number that goes on in the next line."""
 _LETTER_ID = re.compile(
     r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]|[XYZ0-9][0-9]{7}-?[A-Z]"
     r"|[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]|[0-9]{17}X|[0-9]{6}[-+A][0-9]{3}[0-9A-Y]"
 )
 """National ids with letters; their checksums decide."""
-_GROUP = re.compile(r"\(?\+?[0-9]+\)?(?: ?(?:x|ext\.?) ?[0-9]{1,6})?")
-_MAX_GROUPS = 24
+_GROUP = re.compile(rf"\(?[+\uff0b]?\d[\d{_NO_WIDTH}]*\)?|(?:x|ext\.?) ?[0-9]{{1,6}}")
+_MAX_GROUPS = 12
+"""Of one number within a run of them."""
 _ESCAPES = "nrt"
-_WORD = frozenset(string.ascii_letters + string.digits + "_")
+_ALNUM = frozenset(string.ascii_letters + string.digits)
+_WORD = _ALNUM | {"_"}
 
 
 class Redactor:
@@ -209,7 +224,7 @@ def _replace_name(match: re.Match[str], replace: Replace) -> str:
     return _NAME_WORD.sub(lambda word: replace(Kind.NAME, word[0].casefold()), match[0])
 
 
-_TRIGGER = re.compile(r"[0-9@=]|-----BEGIN|: ?\S{6}")
+_TRIGGER = re.compile(r"[\d@=]|-----BEGIN|:\s{0,3}\S{6}|[-_]\w{16}|[Bb]earer ")
 
 
 def _may_hold_any(text: str) -> bool:
@@ -227,22 +242,21 @@ def _redact_piece(text: str, replace: Replace) -> str:
     text = _SECRET.sub(lambda match: _replace_secret(match, replace), text)
     if _DIGIT.search(text) is None:
         return text
-    text = _IBAN.sub(lambda match: _replace_iban(match, replace), text)
+    plain = text.isascii()
+    text = _replace_ibans(text, _IBAN_CHECK if plain else _IBAN_CHECK_WIDE, replace)
     if text.count(":") > 1:
         text = _IPV6.sub(lambda match: _replace_ip(match, replace), text)
     if "." in text:
         text = _IPV4.sub(lambda match: _replace_ip(match, replace), text)
     text = _LETTER_ID.sub(lambda match: _replace_letter_id(match, replace), text)
-    return _NUMBER.sub(lambda match: _replace_number(match, replace), text)
+    number = _NUMBER if plain else _NUMBER_WIDE
+    text = number.sub(lambda match: _replace_number(match, replace), text)
+    if "\n" in text:
+        text = _WRAPPED.sub(lambda match: _replace_wrapped(match, replace), text)
+    return text
 
 
-_DIGIT = re.compile("[0-9]")
-
-
-def _stands_alone(match: re.Match[str]) -> bool:
-    """Whether no letter, digit or underscore touches the match."""
-    text, end = match.string, match.end()
-    return not _is_within_word(text, match.start()) and not (end < len(text) and text[end] in _WORD)
+_DIGIT = re.compile(r"\d")
 
 
 def _is_within_word(text: str, start: int) -> bool:
@@ -296,24 +310,34 @@ def _replace_emails(text: str, replace: Replace) -> str:
     return "".join([*parts, text[position:]]) if parts else text
 
 
-def _replace_iban(match: re.Match[str], replace: Replace) -> str:
-    if _is_within_word(match.string, match.start()):
-        return match[0]
-    text = match[0]
-    # Words behind it look like a part of it, so that shorter ends are tried too.
-    for end in range(len(text), 14, -1):
-        if text[end - 1] not in _WORD or (end < len(text) and text[end] in _WORD):
+def _replace_ibans(text: str, check: re.Pattern[str], replace: Replace) -> str:
+    parts, position = [], 0
+    for found in check.finditer(text):
+        start = found.start() - 2  # of the country
+        length = IBAN_LENGTHS.get(make_plain(text[start : start + 2]).upper())
+        within = text[start - 1 : start] != "_" and _is_within_word(text, start)
+        if start < position or length is None or within:
             continue
-        value = text[:end].replace(" ", "").replace("-", "")
-        if is_iban(value):
-            return replace(Kind.IBAN, value) + text[end:]
-    return text
+        whole = _compile_iban(length).match(text, start)
+        if whole is None or (whole.end() < len(text) and text[whole.end()] in _ALNUM):
+            continue
+        value = "".join(filter(str.isalnum, make_plain(whole[0]))).upper()
+        if value.isascii() and is_iban(value):
+            parts += [text[position:start], replace(Kind.IBAN, value)]
+            position = whole.end()
+    return "".join([*parts, text[position:]]) if parts else text
+
+
+@functools.cache
+def _compile_iban(length: int) -> re.Pattern[str]:
+    between = rf"[\s.\-/{_NO_WIDTH}{_DASHES}]{{0,3}}"
+    return re.compile(rf"[^\W_](?:{between}[^\W_]){{{length - 1}}}")
 
 
 def _replace_ip(match: re.Match[str], replace: Replace) -> str:
-    text, start, end = match.string, match.start(), match.end()
-    before, after = text[max(0, start - 1) : start], text[end : end + 1]
-    if _is_within_word(text, start) or before == "." or after in _WORD:
+    text, end = match.string, match.end()
+    after = text[end : end + 1]
+    if _find_free_ends(match) != (True, True):
         return match[0]
     if after == "." and text[end + 1 : end + 2].isdigit():
         return match[0]  # a version with more parts
@@ -331,71 +355,112 @@ def _replace_ip(match: re.Match[str], replace: Replace) -> str:
 
 def _replace_letter_id(match: re.Match[str], replace: Replace) -> str:
     value = match[0].replace(" ", "").replace("-", "")
-    if not _stands_alone(match) or not is_national_id(value, match[0]):
+    if _find_free_ends(match) != (True, True) or not is_national_id(value, match[0]):
         return match[0]
     return replace(Kind.ID, value)
 
 
 def _replace_number(match: re.Match[str], replace: Replace) -> str:
     """A run of digits and separators: a card, an id, a phone number, or several numbers."""
-    if not _stands_alone(match) or match.string[match.start() - 1 : match.start()] in (".", "#"):
-        return match[0]
-    text = match[0]
+    text, whole, start = match[0], match.string, match.start()
     if text[0] == "(" and text.count("(") > text.count(")"):  # the number stands in brackets itself
-        inner = _NUMBER.match(match.string, match.start() + 1, match.end())
+        inner = match.re.match(whole, start + 1, match.end())
         return "(" + _replace_number(inner, replace) if inner is not None else text
-    found = _classify(text, match.string, match.start())
-    if found is not None:
-        return replace(*found)
     groups = list(_GROUP.finditer(text))
-    if not 1 < len(groups) <= _MAX_GROUPS:
-        return text
-    return _replace_groups(text, groups, match, replace)
+    free_before, free_after = _find_free_ends(match)
+    if free_before and free_after:
+        found = _classify(text, whole, start)
+        if found is not None:
+            return replace(*found)
+    # Of a run such as `v2 4111 ...`, only the group at the letter belongs to it.
+    inner_groups = groups[0 if free_before else 1 : len(groups) - (not free_after)]
+    return _replace_groups(text, inner_groups, match, replace)
+
+
+def _find_free_ends(match: re.Match[str]) -> tuple[bool, bool]:
+    """Whether no letter or digit touches the match at its start, and at its end; nor a decimal
+    point its start.
+    """
+    text, start, end = match.string, match.start(), match.end()
+    before = text[max(0, start - 2) : start]
+    within = before[-1:] != "_" and _is_within_word(text, start)
+    decimal = before[-1:] == "." and before[:1].isdecimal()
+    return not (within or decimal), not (end < len(text) and text[end] in _ALNUM)
 
 
 def _replace_groups(
-    text: str, groups: list[re.Match[str]], match: re.Match[str], replace: Replace
+    text: str, groups: Sequence[re.Match[str]], match: re.Match[str], replace: Replace
 ) -> str:
     """Find numbers among those of a run, such as a card behind a year; longer ones first."""
-    first = 0
+    parts, position, first = [], 0, 0
     while first < len(groups):
         start = groups[first].start()
-        for last in range(len(groups) - 1, first - 1, -1):
-            end = groups[last].end()
-            if end - start == len(text):
-                continue
-            # Numbers are told apart by blanks.
-            if start and not text[start - 1].isspace():
-                break
-            if end < len(text) and not text[end].isspace():
-                continue
-            found = _classify(text[start:end], match.string, match.start() + start)
-            if found is not None:
-                rest = text[end:]
-                inner = list(_GROUP.finditer(rest))
-                tail = _replace_tail(rest, inner, match, replace) if inner else rest
-                return text[:start] + replace(*found) + tail
+        if not start or _is_between(text[start - 1]) or _is_of_card(groups[first]):
+            for last in range(min(len(groups), first + _MAX_GROUPS) - 1, first - 1, -1):
+                end = groups[last].end()
+                found = _classify(text[start:end], match.string, match.start() + start)
+                if found is not None and _stands_apart(found[0], text, start, end):
+                    parts += [text[position:start], replace(*found)]
+                    position, first = end, last
+                    break
         first += 1
+    return "".join([*parts, text[position:]]) if parts else text
+
+
+def _is_of_card(group: re.Match[str]) -> bool:
+    return group.end() - group.start() == 4
+
+
+def _stands_apart(kind: Kind, text: str, start: int, end: int) -> bool:
+    marks = ""
+    if kind is Kind.CARD:  # its checksum tells it; one that is written in groups is no decimal, too
+        marks = "-" if text[start:end].isdecimal() else "-."
+    return (not start or _is_between(text[start - 1], marks)) and (
+        end == len(text) or text[end] in "xe" or _is_between(text[end], marks)
+    )
+
+
+def _is_between(character: str, marks: str = "-") -> bool:
+    """Whether a character may stand between two numbers; so may `marks`."""
+    plain = make_plain(character)
+    return not plain or plain in " /()" or plain in marks
+
+
+def _replace_wrapped(match: re.Match[str], replace: Replace) -> str:
+    """A number of several groups, of which some stand in the next line."""
+    text, groups = match[0], list(_GROUP.finditer(match[0]))
+    middle, (free_before, free_after) = text.index("\n"), _find_free_ends(match)
+    firsts = [one.start() for one in groups[not free_before :] if one.start() < middle]
+    ends = [one.end() for one in groups[: len(groups) - (not free_after)] if one.end() > middle]
+    for start in firsts:
+        for end in reversed(ends):
+            written = _LINE_END.sub(" ", text[start:end]).replace("- ", "-")
+            # Two numbers of a column are none.
+            if not re.search("[ -]", _LINE_END.sub("", text[start:end])):
+                continue
+            kind, value = _classify(written, match.string, match.start() + start) or (None, "")
+            sure = kind is Kind.CARD or written[0] == "+" or (kind is Kind.ID and "-" in written)
+            if kind is not None and sure:
+                return text[:start] + replace(kind, value) + text[end:]
     return text
 
 
-def _replace_tail(
-    rest: str, groups: list[re.Match[str]], match: re.Match[str], replace: Replace
-) -> str:
-    start, end = groups[0].start(), groups[-1].end()
-    found = _classify(rest[start:end], match.string, match.end() - len(rest) + start)
-    if found is not None:
-        return rest[:start] + replace(*found) + rest[end:]
-    return _replace_groups(rest, groups, match, replace) if len(groups) > 1 else rest
+_LINE_END = re.compile(r"[ \t]*\r?\n[ \t>]*")
 
 
 def _classify(written: str, text: str, start: int) -> tuple[Kind, str] | None:
     """The kind of a number and its plain form; None if it is no personal data."""
+    written = make_plain(written)
     digits = "".join(filter(str.isdigit, written))
+    if len(digits) < 7:
+        return None
     if is_card(digits, written):
         return Kind.CARD, digits
     if is_national_id(digits, written):
         return Kind.ID, digits
+    # Behind these, plain digits number an issue or are a part of a name.
+    if text[start - 1 : start] in ("#", "_") and written.isdigit():
+        return None
     if is_phone(digits, written, text[max(0, start - 16) : start]):
         return Kind.PHONE, digits
     return None

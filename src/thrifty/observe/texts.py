@@ -98,6 +98,7 @@ def make_texts(
         redact_together(redact_all, prepare)
         # Applications write these, and names in them are rather those of fields.
         _redact_facts(facts, prepare([]))
+        _redact_ids([*messages, *choices], prepare([]))
     if sum(len(holder[key]) for holder, key in _walk_texts(messages)) > MAX_CHARS:
         facts["unlike"] = "cut"
     return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)), _write_facts(facts))
@@ -403,6 +404,15 @@ def _redact_all(messages: list[Message], redact: Redact) -> None:
     for holder, key in _walk_texts(messages):
         redact_one = redact_json if key == "arguments" else _redact_text
         holder[key] = redact_one(holder[key], redact)
+
+
+def _redact_ids(messages: list[Message], redact: Redact) -> None:
+    """Redact the ids of tool calls in place. A call and its result still have the same."""
+    for message in messages:
+        if "tool_call_id" in message:
+            message["tool_call_id"] = redact(message["tool_call_id"])
+        for call in message.get("tool_calls", ()):
+            call["id"] = redact(call["id"])
 
 
 def _redact_text(text: str, redact: Redact) -> str:

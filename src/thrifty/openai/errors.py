@@ -107,6 +107,17 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return WireError(400, message, param=param, code=code)
 
 
+def forbid_tenant(what: str) -> WireError:
+    """A 403: the caller asks for `what` of another tenant."""
+    return WireError(
+        403,
+        f"Only admins may see the {what} of other tenants; remove 'tenant'.",
+        type=PERMISSION,
+        param="tenant",
+        code="role_not_allowed",
+    )
+
+
 def unavailable(message: str, code: str, retry_after_s: float = 1.0) -> WireError:
     """A 503: not possible now; the client may try again."""
     return WireError(503, message, type=OVERLOADED, code=code, retry_after_s=retry_after_s)

@@ -112,8 +112,8 @@ class _Work:
     values: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
     vectors: list[dict[str, Any]] = field(default_factory=list)
-    before: dict[str, Any] = field(default_factory=dict)
-    """The newest row of this step by conversation."""
+    before: dict[tuple[str, str | None], Any] = field(default_factory=dict)
+    """The newest row of this step by deployment and conversation."""
 
     def sum_of(self, row: Any) -> QualitySum:
         return self.sums.setdefault(_key(row), QualitySum())
@@ -231,7 +231,7 @@ class AnswerChecker:
         else:
             faults = {}
         work.checks[row.id] = Checked(row.id, encode_faults(faults), turn, flags)
-        work.before[row.conversation_id or ""] = row
+        work.before[row.deployment, row.conversation_id] = row
         if follows and before is not None and known is not None:
             _credit(work, before, known, texts)
 
@@ -334,10 +334,12 @@ def draw(purpose: str, name: str) -> float:
 
 
 def _find_before(work: _Work, row: Any) -> Any:
-    """The request before in the same conversation; None where there is none."""
+    """The request before in the same conversation with the same deployment; None where there is
+    none.
+    """
     if row.conversation_id is None:
         return None
-    known = work.before.get(row.conversation_id)
+    known = work.before.get((row.deployment, row.conversation_id))
     if known is not None:
         return known
     asked = {

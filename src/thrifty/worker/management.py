@@ -13,6 +13,7 @@ from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES
 from thrifty.db.keys import Key
 from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.app.lists import find_visible_tenant
 from thrifty.http.asgi import AsgiApp, AsgiBridge
 from thrifty.http.exchange import Exchange
 
@@ -56,7 +57,11 @@ class Management:
         self.warm_up()
         assert self._bridge is not None
         bridge = await asyncio.shield(self._bridge)
-        await bridge.answer(exchange, {"caller": LOOPBACK_CALLER if key is None else key.name})
+        state = {
+            "caller": LOOPBACK_CALLER if key is None else key.name,
+            "tenant": find_visible_tenant(exchange, key, {}),
+        }
+        await bridge.answer(exchange, state)
 
     async def _start(self) -> AsgiBridge:
         bridge = AsgiBridge(await asyncio.to_thread(self._make_app))

@@ -13,7 +13,7 @@ import msgspec
 
 from thrifty.db.keys import Key
 from thrifty.http.exchange import Exchange
-from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, forbid_tenant
 from thrifty.types import Role
 from thrifty.untrusted_text import sanitize_text
 
@@ -86,13 +86,7 @@ def find_visible_tenant(
         return wanted
     own = read_tenant(key)
     if wanted not in (None, own):
-        raise WireError(
-            403,
-            "Only admins may see the rows of other tenants; remove 'tenant'.",
-            type=PERMISSION,
-            param="tenant",
-            code="role_not_allowed",
-        )
+        raise forbid_tenant("rows")
     return own
 
 

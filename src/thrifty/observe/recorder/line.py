@@ -204,6 +204,9 @@ class RecorderLine:
                 self._waiting_rows,
             )
             self._metrics.dropped_rows.labels("queue_full").inc(self._waiting_rows)
+        if self._traces:
+            log.warning("%d traces are lost: the recorder was away", len(self._traces))
+            self._metrics.traces_dropped.labels("recorder_ended").inc(len(self._traces))
 
     def _is_awaited(self) -> bool:
         """Whether rows wait to be written, or traces to be sent to a collector that takes them."""
@@ -262,14 +265,14 @@ class RecorderLine:
     async def _keep_connected(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            lost = asyncio.Event()
+            make_end = functools.partial(End, self._receive, lost.set)
             try:
                 connected = self._connect()
+                _, end = await loop.create_unix_connection(make_end, sock=connected)
             except OSError:
                 await asyncio.sleep(RECONNECT_S)
                 continue
-            lost = asyncio.Event()
-            make_end = functools.partial(End, self._receive, lost.set)
-            _, end = await loop.create_unix_connection(make_end, sock=connected)
             self._note_connected(end)
             await lost.wait()
             self._note_lost()
@@ -289,6 +292,7 @@ class RecorderLine:
         self._end = None
         self._away_since_s = time.time()
         if self._traces_out:
+            log.warning("%d traces are lost that the recorder had when it ended", self._traces_out)
             self._metrics.traces_dropped.labels("recorder_ended").inc(self._traces_out)
             self._traces_out = 0
         self._trim()

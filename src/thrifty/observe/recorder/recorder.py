@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ACCEPT_PAUSE_S = 1.0
 BEAT_S = 1.0
 """How often a worker whose rows wait is told so."""
 
@@ -164,20 +165,25 @@ class Recorder:
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            connected, _ = await self._loop.sock_accept(listening)
+            try:
+                connected, _ = await self._loop.sock_accept(listening)
+            except OSError as error:  # such as too many open files
+                log.error("a gateway worker cannot be taken: %s", error.strerror or error)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
             await self._open(connected)
 
     async def _open(self, connected: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it is gone again
+        try:
             make_line = functools.partial(_Line, self, self._lines)
             await self._loop.create_unix_connection(make_line, sock=connected)
+        except OSError:  # it is gone again
+            connected.close()
 
     def _take_rows(self, line: _Line, rows: list[Handed]) -> None:
         line.taken += len(rows)
         if self._writer is None:
-            line.tally.rejected += len(rows)  # of a worker with other settings
-            self._note_change()
-            return
+            return  # of a worker with newer settings, which hands them to the next recorder
         for row, raw in rows:
             if raw is None:
                 self._writer.put(row, tally=line.tally)
