@@ -233,3 +233,34 @@ def test_with_tls_both_sides_have_certificates_of_secrets_and_no_key_is_written(
     ray = {**RAY, "fleet": {**RAY["fleet"], "tls": True}}
     with pytest.raises(SpecError, match="needs certificates on every node"):
         render("ray", ray)
+
+
+def test_with_a_fleet_the_gateway_can_fetch_and_prepare_models_before_it_listens() -> None:
+    spec = {**FLEET, "model": "s3://bucket/chat"}
+    objects = read_objects(render("kubernetes", spec, memory="20GB"))
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["spec"]
+    (container,) = gateway["containers"]
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
+    assert container["resources"]["limits"]["memory"] == "20000000000"
+    optional = {
+        one["name"] for one in container["env"]
+        if one.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
+    }  # fmt: skip
+    assert optional >= {"HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    with pytest.raises(SpecError, match="the size of s3://bucket/chat is not known here"):
+        render("kubernetes", spec, memory=None)
+
+
+def test_without_a_fleet_the_gateway_fetches_nothing() -> None:
+    spec = {**ECHO, "fleet": {"kind": "kubernetes", "image": IMAGE}}
+    gateways = [
+        pick(
+            read_objects(render("kubernetes", one, memory=memory)), "Deployment", "thrifty-gateway"
+        )
+        for one, memory in ((TWO_VERSIONS, "20GB"), (spec, None))
+    ]
+    for one in gateways:
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert "HF_TOKEN" not in str(gateways[0])

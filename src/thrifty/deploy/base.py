@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 HOME, CONFIG, USER_ID = pods.HOME, pods.CONFIG, pods.USER_ID
 ADMIN_VARIABLE = "THRIFTY_ADMIN_KEY"
 VIEWER_VARIABLE = "THRIFTY_VIEWER_KEY"
+SECRET_KEYS = {"HF_TOKEN": "hf-token"}
+"""The keys of a Secret that are not called as the variable."""
 
 Files = Mapping[str, str]
 """Texts by file name, relative to the output folder."""
@@ -130,6 +132,14 @@ def _describe_fault(target: Target, fault: dict[str, Any]) -> Problem:
         text = target.options.model_fields[path].description or ""
         return Problem(path, f"is needed (--set {path}=...). {text}")
     return Problem(path, str(fault.get("ctx", {}).get("error", fault["msg"])))
+
+
+def make_credentials(names: Iterable[str], secret: str) -> list[dict[str, Any]]:
+    """Variables of a pod that fetching models may need, out of a Secret that may have them."""
+    return [
+        pods.secret_variable(name, secret, SECRET_KEYS.get(name, name), optional=True)
+        for name in dict.fromkeys(names)
+    ]
 
 
 def make_header(request: Request, target: str) -> str:

@@ -57,7 +57,7 @@ def render_cloudrun(request: Request) -> Files:
         "env": [
             {"name": "THRIFTY_HOME", "value": HOME},
             {"name": SPEC_VARIABLE, "value": make_spec_text(request)},
-            *(_make_secret(one) for one in list_secret_variables(request)),
+            *(_make_secret(one) for one in list_secret_variables(request, whole=True)),
         ],
         "resources": {"limits": bounds},
         "startupProbe": make_probe(

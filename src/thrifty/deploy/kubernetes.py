@@ -18,6 +18,7 @@ from thrifty.deploy.base import (
     Files,
     Request,
     Target,
+    make_credentials,
     make_header,
 )
 from thrifty.deploy.kubernetes_fleet import (
@@ -33,8 +34,9 @@ from thrifty.deploy.kubernetes_front import (
     make_network_policies,
 )
 from thrifty.deploy.kubernetes_options import FixedValues, KubernetesOptions, Values
+from thrifty.deploy.one_container import START_S as PREPARING_S
 from thrifty.deploy.service import Deployed, DeployedVersion, dump_spec
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need
+from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need, find_preparing_bytes
 from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.engines.base import Served, parse_options
 from thrifty.engines.server import KEY_VARIABLE
@@ -62,6 +64,7 @@ from thrifty.types import Family
 GATEWAY = "thrifty-gateway"
 MODELS_CLAIM = "thrifty-models"
 _EXTRA_GRACE_S = 15
+_START_S = 120
 _CONFIG_SUM = "thrifty/config-checksum"
 _GATEWAY_HOME_BYTES = 10 * 1024 * MIB
 
@@ -320,16 +323,18 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
     if options.redis:
         environment.append(secret_variable("THRIFTY_REDIS", secret, "redis-url"))
     environment += [secret_variable(name, secret, name) for name in service.key_variables()]
+    fleet, start_s = service.loaded.spec.fleet, _START_S
+    if fleet.kind == "kubernetes":
+        start_s = PREPARING_S
+        environment += make_credentials(["HF_TOKEN", *service.credential_variables()], secret)
     arguments = [
         "up", f"{CONFIG}/thrifty.yaml", "--no-measure",
         "--key", f"admin={ADMIN_VARIABLE}", "--key", f"viewer={VIEWER_VARIABLE}",
     ]  # fmt: skip
-    workers = service.loaded.spec.gateway.workers
-    need = Need(GATEWAY_BYTES * (1 + workers), max(1, workers))
-    resources = _make_bounds(values, "gateway", need)
+    resources = _make_bounds(values, "gateway", _find_gateway_need(context))
     container = make_container(
         "gateway", values.text("image", options.image), arguments, service.port, environment,
-        resources, make_probes("/healthz", 120.0),
+        resources, make_probes("/healthz", start_s),
     )  # fmt: skip
     drain_s = round(service.loaded.spec.gateway.drain_timeout)
     pod = make_pod(
@@ -337,7 +342,6 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
         {"persistentVolumeClaim": {"claimName": GATEWAY}},
         PRE_STOP_S + drain_s + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config), **values.annotations()},
     )  # fmt: skip
-    fleet = service.loaded.spec.fleet
     if fleet.kind == "kubernetes":
         let_control(pod, fleet)
     if fleet.tls or options.tls:
@@ -364,6 +368,20 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
     ]
 
 
+def _find_gateway_need(context: Context) -> Need:
+    """What the gateway needs; with a fleet its controller prepares models, before it listens too."""
+    request = context.request
+    workers = request.service.loaded.spec.gateway.workers
+    memory_bytes, cpus = GATEWAY_BYTES * (1 + workers), max(1, workers)
+    if request.service.loaded.spec.fleet.kind != "kubernetes":
+        return Need(memory_bytes, cpus)
+    preparing = [
+        find_preparing_bytes(one, request.store, request.options.memory)
+        for one in request.service.own_versions
+    ]
+    return Need(max(memory_bytes, *preparing), max(cpus, request.options.cpus or 0))
+
+
 def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, Any]]:
     options, values = context.options, context.values
     name, path = name_version(version), value_path(version)
@@ -375,11 +393,7 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     ]  # fmt: skip
     environment = [
         secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
-        secret_variable("HF_TOKEN", options.secret, "hf-token", optional=True),
-    ]
-    environment += [
-        secret_variable(one, options.secret, one, optional=True)
-        for one in version.credential_variables()
+        *make_credentials(["HF_TOKEN", *version.credential_variables()], options.secret),
     ]
     resources = _make_bounds(values, path, need, version.spec.replicas.gpus or 0)
     own = version.spec.engine.image

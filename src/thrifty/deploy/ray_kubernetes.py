@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from thrifty.deploy.base import ADMIN_VARIABLE, CONFIG, VIEWER_VARIABLE, Files, Request, make_header
+from thrifty.deploy.base import (
+    ADMIN_VARIABLE,
+    CONFIG,
+    VIEWER_VARIABLE,
+    Files,
+    Request,
+    make_credentials,
+    make_header,
+)
 from thrifty.deploy.ray_service import (
     HEAD_PORT,
     HEALTH_ENVIRONMENT,
@@ -232,10 +240,8 @@ def _list(environment: dict[str, str]) -> list[dict[str, Any]]:
 
 def _list_credentials(request: Request) -> list[dict[str, Any]]:
     """What remotes and hubs may ask for, where the platform gives pods no identity."""
-    names = {name for one in request.service.own_versions for name in one.credential_variables()}
-    secret = request.options.secret
-    found = [("HF_TOKEN", "hf-token"), *((name, name) for name in sorted(names))]
-    return [secret_variable(name, secret, key, optional=True) for name, key in found]
+    names = ["HF_TOKEN", *request.service.credential_variables()]
+    return make_credentials(names, request.options.secret)
 
 
 def _make_ray_pod(
