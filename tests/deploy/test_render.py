@@ -94,6 +94,21 @@ def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
             {**ECHO, "gateway": {"tls": {"cert": "c.pem", "key": "k.pem"}}},
             "gateway.tls: names files of this machine",
         ),
+        (
+            {**ONE_MODEL, "engine": {"kind": "vllm", "lora": "/home/me/lora"}},
+            "engine.lora: names what is on this machine alone",
+        ),
+        (
+            {**ONE_MODEL, "engine": {"kind": "vllm", "python": "/opt/v/bin/python"}},
+            "engine.python: names what is on this machine alone",
+        ),
+        (
+            {
+                **ONE_MODEL,
+                "engine": {"kind": "llamacpp", "speculation": "draft", "draft_model": "small@v1"},
+            },
+            "engine.draft_model: names what is on this machine alone",
+        ),
         ({"name": "a", "engine": "ehco"}, "engine.kind: 'ehco' is not an engine"),
         ({"name": "a", "engine": {"kind": "echo", "slot": 2}}, "engine.slot: is not an option"),
         (

@@ -40,11 +40,12 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 FRONT = {
     "host": "llm.example.com", "ingress_class": "nginx", "ingress_tls": "tls",
     "parent_gateway": "infra/public", "monitoring": "true", "storage": "claim",
-    "storage_class": "nfs", "pull_secret": "registry",
+    "storage_class": "nfs", "pull_secret": "registry", "endpoint_picker": "picker:9002",
 }  # fmt: skip
 CUSTOM = {
     "keda.sh/v1alpha1": "keda-so.yaml",
     "gateway.networking.k8s.io/v1": "httproute.yaml",
+    "inference.networking.k8s.io/v1": "gie-pool.yaml",
     "serving.knative.dev/v1": "kn-service.yaml",
     "serving.kserve.io/v1beta1": "kserve-isvc.yaml",
 }
@@ -101,6 +102,12 @@ def test_wrong_custom_resources_are_found() -> None:
     crd = load_crd("keda-so.yaml")
     scaled["spec"]["maxReplicas"] = 3
     assert any("maxReplicas" in fault for fault in check_custom(scaled, crd))
+    pool = pick(objects, "InferencePool")
+    crd = load_crd("gie-pool.yaml")
+    # A rule of CEL: a Service has a port.
+    assert check_custom({**pool, "spec": {**pool["spec"], "endpointPickerRef": {"name": "x"}}}, crd)
+    pool["spec"]["targetPorts"] = [{"number": 0}]
+    assert check_custom(pool, crd)
     route = pick(objects, "HTTPRoute")
     crd = load_crd("httproute.yaml")
     route["spec"]["rules"][0]["timeouts"]["request"] = "never"

@@ -123,7 +123,7 @@ TARGET = Target(
         f"Cloud Run waits at most {_START_S} s for a container to start, and models are fetched "
         "then: put larger ones into an image of your own.",
         "The files of models take memory there, beside the loaded weights.",
-        "It renders no GPU: no engine of ours runs on one.",
+        "It renders no GPU: use kubernetes, helm or ray for versions of the engine vllm on GPUs.",
     ),
     render=render_cloudrun,
     commands=make_run_commands,

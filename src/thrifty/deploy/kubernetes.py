@@ -28,6 +28,7 @@ from thrifty.deploy.kubernetes_fleet import (
     refuse_in_cluster,
 )
 from thrifty.deploy.kubernetes_front import (
+    find_hpa_fault,
     make_alerts,
     make_autoscaler,
     make_front_door,
@@ -41,6 +42,7 @@ from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.engines.base import Served, parse_options
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.engines.server.main import DRAIN_TIMEOUT_S
+from thrifty.errors import Problem, SpecError
 from thrifty.http.certificates import GATEWAY as GATEWAY_PART
 from thrifty.http.certificates import REPLICA as REPLICA_PART
 from thrifty.kubernetes.names import make_name
@@ -49,7 +51,9 @@ from thrifty.kubernetes.pods import (
     PRE_STOP_S,
     REPLICA_PORT,
     SERVICE_ACCOUNT,
+    SHARED_BYTES,
     add_certificates,
+    add_shared_memory,
     format_quantity,
     make_container,
     make_labels,
@@ -125,18 +129,22 @@ def make_groups(request: Request, values: Values, namespace: str | None) -> Iter
     yield Group("10-account.yaml", account)
     yield Group("20-gateway.yaml", _make_gateway(context))
     if fleet.kind == "kubernetes":
-        budget = make_replica_budget(context.metadata("thrifty-replicas", "replica"))
+        budget = make_replica_budget(context.metadata("thrifty-replicas", "replica"), fleet.name)
         yield Group("30-replicas.yaml", [budget])
-    for version in request.service.own_versions if fleet.kind == "local" else ():
-        name = name_version(version)
+    served = request.service.own_versions if fleet.kind == "local" else ()
+    for version in served:
+        name, fault = name_version(version), find_hpa_fault(version)
+        if fault and options.autoscale == "hpa":
+            raise SpecError([Problem("autoscale", fault)], "the options")
         yield Group(f"30-{name}.yaml", _make_version(context, version))
         for kind in ("hpa", "keda"):
-            if values.everything or options.autoscale == kind:
+            if options.autoscale == kind or (values.everything and not (fault and kind == "hpa")):
                 made = make_autoscaler(
                     context.metadata(name, "replica"), options, values, version, kind
                 )
                 yield Group(f"31-{name}-{kind}.yaml", [made], f'eq .Values.autoscale.kind "{kind}"')
-    yield Group("40-network.yaml", make_network_policies(context.metadata, request.service.port))
+    policies = make_network_policies(context.metadata, request.service.port, served)
+    yield Group("40-network.yaml", policies)
     for kind, wanted, when in (
         ("ingress", options.ingress_class, ".Values.front.ingressClass"),
         ("route", options.parent_gateway, ".Values.front.parentGateway"),
@@ -144,7 +152,7 @@ def make_groups(request: Request, values: Values, namespace: str | None) -> Iter
         if wanted or values.everything:
             metadata = context.metadata(GATEWAY, "gateway")
             made = make_front_door(kind, metadata, options, values, request.service.port)
-            yield Group(f"50-{kind}.yaml", [made], when)
+            yield Group(f"50-{kind}.yaml", made, when)
     if options.monitoring or values.everything:
         alerts = make_alerts(context.metadata(GATEWAY, "gateway"), options)
         yield Group("60-monitoring.yaml", alerts, ".Values.monitoring")
@@ -206,8 +214,9 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
         "urls": [f"{'mtls' if context.options.tls else 'http'}://{name}:{REPLICA_PORT}/v1"],
         "key_env": KEY_VARIABLE,
     }
-    if context.options.min == 0:
-        made["engine"]["on_demand"] = True
+    on_demand = context.values.on_demand(context.options.min)
+    if on_demand is not None:
+        made["engine"]["on_demand"] = on_demand
     if version.engine.traits.priority_field:
         made["engine"]["priority_field"] = version.engine.traits.priority_field
     slots = find_slots(version)
@@ -411,6 +420,8 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         "replica", name, options.pull_secret, container, home,
         PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config)},
     )  # fmt: skip
+    if (version.spec.replicas.gpus or 0) > 1:
+        add_shared_memory(pod)
     if options.tls:
         add_certificates(pod, REPLICA_PART, f"{options.secret}-{REPLICA_PART}-tls")
     count, autoscaled = version.spec.replicas.count, options.autoscale != "none"
@@ -437,9 +448,10 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
 
 
 def _make_bounds(values: Values, path: str, need: Need, gpus: int = 0) -> dict[str, Any]:
+    memory_bytes = need.memory_bytes + (SHARED_BYTES if gpus > 1 else 0)
     bounds = {
         "cpu": values.text(f"{path}.cpu", str(need.cpus)),
-        "memory": values.text(f"{path}.memory", format_quantity(need.memory_bytes)),
+        "memory": values.text(f"{path}.memory", format_quantity(memory_bytes)),
     }
     if gpus:
         bounds[GPU_RESOURCE] = str(gpus)

@@ -34,6 +34,8 @@ from thrifty.kubernetes.pods import (
     HOME,
     PRE_STOP_S,
     SERVICE_ACCOUNT,
+    SHARED_BYTES,
+    add_shared_memory,
     format_quantity,
     make_container,
     make_metadata,
@@ -50,6 +52,7 @@ _RAY_BYTES = 768 * MIB
 """A node's own processes, and its object store."""
 _HEAD_BYTES = 2048 * MIB
 _HOME_BYTES = 10 * 1024 * MIB
+_SHARED_BYTES = 256 * MIB
 _MODELS_BYTES = 50 * 1024 * MIB
 _START_S = 600.0
 _GRACE_S = 60
@@ -200,9 +203,9 @@ def _make_gateway(request: Request) -> dict[str, Any]:
 
 def _make_replicas(request: Request, nodes: RayNodes) -> dict[str, Any]:
     options = request.options
-    bounds: dict[str, Any] = {
-        "cpu": str(nodes.cpus), "memory": format_quantity(nodes.memory_bytes + _RAY_BYTES),
-    }  # fmt: skip
+    shared = SHARED_BYTES if nodes.gpus > 1 else 0
+    memory = nodes.memory_bytes + _RAY_BYTES + shared
+    bounds: dict[str, Any] = {"cpu": str(nodes.cpus), "memory": format_quantity(memory)}
     parameters = _make_parameters(nodes.cpus, nodes.memory_bytes)
     if nodes.gpus:
         bounds["nvidia.com/gpu"] = str(nodes.gpus)
@@ -217,7 +220,7 @@ def _make_replicas(request: Request, nodes: RayNodes) -> dict[str, Any]:
     }
     pod = _make_ray_pod(
         request, REPLICAS, "ray-worker", NODE_PORT, environment, make_resources(**bounds),
-        {"emptyDir": {}}, probes=probes,
+        {"emptyDir": {}}, probes=probes, shared_bytes=_SHARED_BYTES + shared,
     )  # fmt: skip
     return {
         "groupName": REPLICAS,
@@ -254,6 +257,7 @@ def _make_ray_pod(
     home: dict[str, Any],
     *,
     probes: dict[str, Any] | None = None,
+    shared_bytes: int = _SHARED_BYTES,
 ) -> dict[str, Any]:
     """A pod of the cluster. KubeRay writes its command. It has probes of its own, because those of
     KubeRay need Ray's dashboard.
@@ -284,13 +288,11 @@ def _make_ray_pod(
     if group != GATEWAY:
         spec["volumes"] = [one for one in spec["volumes"] if one["name"] != "config"]
         container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "config"]
-    volumes = [("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}})]  # noqa: S108
+    add_shared_memory(pod, shared_bytes)
     if _shares_models(request) and group != HEAD:
         claim = {"persistentVolumeClaim": {"claimName": MODELS_CLAIM}}
-        volumes.append(("models", f"{HOME}/models", claim))
-    for name, path, source in volumes:
-        spec["volumes"].append({"name": name, **source})
-        container["volumeMounts"].append({"name": name, "mountPath": path})
+        spec["volumes"].append({"name": "models", **claim})
+        container["volumeMounts"].append({"name": "models", "mountPath": f"{HOME}/models"})
     return pod
 
 

@@ -218,6 +218,13 @@ def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> l
     problems = [
         Problem(f"{at}{fault.path}", fault.message) for fault in check_options(engine, spec)
     ]
+    for name in sorted(engine.traits.local_options & spec.engine.options.keys()):
+        if spec.engine.options[name] is not None:
+            message = (
+                "names what is on this machine alone; leave it out (an adapter: merge it into its base, "
+                "push the result to a remote, and name its URL as the model)"
+            )
+            problems.append(Problem(f"{at}engine.{name}", message))
     if engine.traits.external and spec.engine.image is not None:
         message = f"names an image, and the engine {engine.kind!r} starts no copies; leave it out"
         problems.append(Problem(f"{at}engine.image", message))

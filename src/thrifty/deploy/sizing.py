@@ -7,13 +7,12 @@ from typing import NoReturn
 
 from thrifty.artifacts import Artifact, Store
 from thrifty.deploy.service import DeployedVersion
+from thrifty.engines.base import count_kv_bytes, parse_options
 from thrifty.errors import ArtifactError, Problem, SpecError
 
 MIB = 1 << 20
 MARGIN = 1.25
 """Over the estimate: fragmentation, and what requests hold while they run."""
-DEFAULT_KV_BYTES = 256 * MIB
-"""For the KV cache where the spec names no size; the engine takes what is left of the memory."""
 GATEWAY_BYTES = 512 * MIB
 """The controller and a gateway worker with an exact cache that is full."""
 _STEP = 128 * MIB
@@ -45,8 +44,8 @@ def find_need(
         given = memory_bytes or _refuse_unknown(version)
         return Need(given, cores, disk_bytes=3 * given)
     weights = count_weight_bytes(version, artifact)
-    kv_cache = version.spec.engine.options.get("kv_cache")
-    kv_bytes = _parse_size(version, kv_cache) if kv_cache else DEFAULT_KV_BYTES
+    options = parse_options(version.engine, version.spec).model_dump()
+    kv_bytes = count_kv_bytes(version.engine, options, artifact, store)
     runtime = version.engine.traits.runtime_bytes
     serving = MARGIN * (weights + runtime) + kv_bytes
     wanted = _round_up(max(serving, _count_preparing(version, artifact)))
@@ -110,11 +109,6 @@ def count_weight_bytes(version: DeployedVersion, artifact: Artifact) -> int:
     scheme = version.engine.traits.schemes.get(find_scheme(version))
     per_weight = scheme.bytes_per_weight if scheme is not None else 2.0
     return round(artifact.description.parameters * per_weight)
-
-
-def _parse_size(version: DeployedVersion, value: object) -> int:
-    options = version.engine.options.model_validate(version.spec.engine.options)
-    return int(getattr(options, "kv_cache", None) or DEFAULT_KV_BYTES)
 
 
 def _round_up(count: float) -> int:

@@ -199,7 +199,7 @@ def _plan(request: Request, need: Need, names: list[str], table: PriceTable) -> 
     if not version.engine.traits.loads_model or find_artifact(version, request.store) is None:
         return None
     load = Load(options.rate, options.tpot, options.context)
-    # Our image is for x86, and no engine in it uses accelerators.
+    # The container is for x86, and is started without accelerators.
     fitting = tuple(
         one
         for name in names
@@ -288,7 +288,8 @@ TARGET = Target(
     cannot=(
         *CANNOT_SHARE,
         "SkyServe's load balancer speaks plain HTTP: end TLS in front of it.",
-        "It names no machines with accelerators: no engine in our image uses them.",
+        "It names no machines with accelerators: use kubernetes, helm or ray for versions of the engine "
+        "vllm on GPUs.",
         "`budget` bounds task.yaml alone: SkyServe takes no machine away by itself but for scaling.",
         "The image must be public, or the machines' docker must be logged in to its registry.",
     ),
