@@ -50,6 +50,7 @@ CUSTOM = {
     "serving.kserve.io/v1beta1": "kserve-isvc.yaml",
 }
 """The file of the CRD, by the version of the API."""
+GATED = {**ONE_MODEL, "model": "hf:org/gated"}
 MONITORING = ("ServiceMonitor", "PrometheusRule")
 
 
@@ -263,7 +264,7 @@ def test_container_apps_follow_azures_models_and_what_is_wrong_is_found() -> Non
 
 
 def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:
-    write(tmp_path, render("compose", TWO_VERSIONS))
+    write(tmp_path, render("compose", GATED))
     keys = {"THRIFTY_ADMIN_KEY": "a", "THRIFTY_VIEWER_KEY": "b", "POSTGRES_PASSWORD": "c"}
     assert run_compose(tmp_path, keys).returncode == 0
     missing = run_compose(tmp_path, {**keys, "THRIFTY_ADMIN_KEY": ""})
@@ -275,7 +276,7 @@ def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:
 
 
 def test_cloudformation_accepts_the_template_and_finds_what_is_wrong(tmp_path: Path) -> None:
-    (text,) = render("fargate", ONE_MODEL).values()
+    (text,) = render("fargate", GATED).values()
     right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
     right.write_text(text)
     assert run_cfn_lint(right) == []
