@@ -254,6 +254,20 @@ def test_with_a_fleet_the_gateway_can_fetch_and_prepare_models_before_it_listens
         render("kubernetes", spec, memory=None)
 
 
+def test_a_gateway_on_kuberay_can_prepare_models_before_it_listens() -> None:
+    (cluster,) = [
+        one for one in read_objects(render("ray", TWO_VERSIONS, memory="20GB"))
+        if one["kind"] == "RayCluster"
+    ]  # fmt: skip
+    (gateway,) = [
+        one["template"]["spec"]["containers"][0] for one in cluster["spec"]["workerGroupSpecs"]
+        if one["groupName"] == "gateway"
+    ]  # fmt: skip
+    probe = gateway["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
+    assert int(gateway["resources"]["limits"]["memory"]) >= 20_000_000_000
+
+
 def test_without_a_fleet_the_gateway_fetches_nothing() -> None:
     spec = {**ECHO, "fleet": {"kind": "kubernetes", "image": IMAGE}}
     gateways = [

@@ -172,6 +172,10 @@ def test_a_charts_values_change_what_they_say(tmp_path: Path) -> None:
         if one["kind"] == "Deployment" and "replicas" in one["spec"]
     ]  # fmt: skip
     assert with_replicas == ["thrifty-gateway"]
+    for settings, held in (((), 0), (("autoscale.min=0",), 0), (("autoscale.kind=keda",), 0),
+                           (("autoscale.kind=keda", "autoscale.min=0"), 2)):  # fmt: skip
+        config = pick(template(*settings), "ConfigMap", "thrifty-gateway")["data"]["thrifty.yaml"]
+        assert config.count("on_demand: true") == held, settings
     refused = run_helm(tmp_path, "template", "t", str(chart), "--set", "autoscale.kind=kedaa")
     assert refused.returncode != 0
     assert "autoscale" in refused.stderr

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from thrifty.artifacts import Store
 from thrifty.deploy.commands import YOUR_MACHINES, Commands, Cost, Place
 from thrifty.deploy.service import DeployedService, make_checksum
-from thrifty.deploy.sizing import Need, find_need
+from thrifty.deploy.sizing import GATEWAY_BYTES, Need, find_need, find_preparing_bytes
 from thrifty.errors import Problem, SpecError
 from thrifty.kubernetes import pods
 from thrifty.spec.section import Bytes, Integer, Section
@@ -70,6 +70,17 @@ class Request:
             )
             for one in self.service.own_versions
         }
+
+    def find_gateway_need(self, *, prepares: bool, cpus: int = 1) -> Need:
+        """What the gateway's container needs, with at least `cpus` cores; `prepares`: its controller
+        prepares the models, and does so before it listens. Raises `SpecError` as `find_need` does.
+        """
+        workers = self.service.loaded.spec.gateway.workers
+        memory_bytes = GATEWAY_BYTES * (1 + workers)
+        for one in self.service.own_versions if prepares else ():
+            preparing = find_preparing_bytes(one, self.store, self.options.memory)
+            memory_bytes = max(memory_bytes, preparing)
+        return Need(memory_bytes, max(cpus, workers))
 
 
 @dataclass(frozen=True)

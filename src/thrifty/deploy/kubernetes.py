@@ -37,7 +37,7 @@ from thrifty.deploy.kubernetes_front import (
 from thrifty.deploy.kubernetes_options import FixedValues, KubernetesOptions, Values
 from thrifty.deploy.one_container import START_S as PREPARING_S
 from thrifty.deploy.service import Deployed, DeployedVersion, dump_spec
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need, find_preparing_bytes
+from thrifty.deploy.sizing import MIB, Need
 from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.engines.base import Served, parse_options
 from thrifty.engines.server import KEY_VARIABLE
@@ -151,8 +151,8 @@ def make_groups(request: Request, values: Values, namespace: str | None) -> Iter
     ):
         if wanted or values.everything:
             metadata = context.metadata(GATEWAY, "gateway")
-            made = make_front_door(kind, metadata, options, values, request.service.port)
-            yield Group(f"50-{kind}.yaml", made, when)
+            doors = make_front_door(kind, metadata, options, values, request.service.port)
+            yield Group(f"50-{kind}.yaml", doors, when)
     if options.monitoring or values.everything:
         alerts = make_alerts(context.metadata(GATEWAY, "gateway"), options)
         yield Group("60-monitoring.yaml", alerts, ".Values.monitoring")
@@ -213,10 +213,8 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
         "kind": "remote",
         "urls": [f"{'mtls' if context.options.tls else 'http'}://{name}:{REPLICA_PORT}/v1"],
         "key_env": KEY_VARIABLE,
+        "on_demand": context.values.on_demand(context.options.min),
     }
-    on_demand = context.values.on_demand(context.options.min)
-    if on_demand is not None:
-        made["engine"]["on_demand"] = on_demand
     if version.engine.traits.priority_field:
         made["engine"]["priority_field"] = version.engine.traits.priority_field
     slots = find_slots(version)
@@ -333,14 +331,17 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
         environment.append(secret_variable("THRIFTY_REDIS", secret, "redis-url"))
     environment += [secret_variable(name, secret, name) for name in service.key_variables()]
     fleet, start_s = service.loaded.spec.fleet, _START_S
-    if fleet.kind == "kubernetes":
+    prepares = fleet.kind == "kubernetes"
+    if prepares:
         start_s = PREPARING_S
         environment += make_credentials(["HF_TOKEN", *service.credential_variables()], secret)
     arguments = [
         "up", f"{CONFIG}/thrifty.yaml", "--no-measure",
         "--key", f"admin={ADMIN_VARIABLE}", "--key", f"viewer={VIEWER_VARIABLE}",
     ]  # fmt: skip
-    resources = _make_bounds(values, "gateway", _find_gateway_need(context))
+    cpus = (prepares and options.cpus) or 1
+    need = context.request.find_gateway_need(prepares=prepares, cpus=cpus)
+    resources = _make_bounds(values, "gateway", need)
     container = make_container(
         "gateway", values.text("image", options.image), arguments, service.port, environment,
         resources, make_probes("/healthz", start_s),
@@ -375,20 +376,6 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
         _make_service(context, GATEWAY, "gateway", service.port),
         _make_budget(context, GATEWAY, "gateway"),
     ]
-
-
-def _find_gateway_need(context: Context) -> Need:
-    """What the gateway needs; with a fleet its controller prepares models, before it listens too."""
-    request = context.request
-    workers = request.service.loaded.spec.gateway.workers
-    memory_bytes, cpus = GATEWAY_BYTES * (1 + workers), max(1, workers)
-    if request.service.loaded.spec.fleet.kind != "kubernetes":
-        return Need(memory_bytes, cpus)
-    preparing = [
-        find_preparing_bytes(one, request.store, request.options.memory)
-        for one in request.service.own_versions
-    ]
-    return Need(max(memory_bytes, *preparing), max(cpus, request.options.cpus or 0))
 
 
 def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, Any]]:

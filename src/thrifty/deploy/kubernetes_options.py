@@ -124,7 +124,7 @@ class Values(Protocol):
         ...
 
     def on_demand(self, least: int) -> Any:
-        """Whether an autoscaler may take the last replica away; None: not, and nothing says so."""
+        """Whether an autoscaler may take the last replica away."""
         ...
 
     def annotations(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class FixedValues:
 
     def on_demand(self, least: int) -> Any:
         """As rendered."""
-        return True if least == 0 else None
+        return least == 0
 
     def annotations(self) -> dict[str, Any]:
         """None: the checksum of the configuration is in the manifest."""

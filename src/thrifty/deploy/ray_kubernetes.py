@@ -17,6 +17,7 @@ from thrifty.deploy.base import (
     make_credentials,
     make_header,
 )
+from thrifty.deploy.one_container import START_S
 from thrifty.deploy.ray_service import (
     HEAD_PORT,
     HEALTH_ENVIRONMENT,
@@ -27,7 +28,7 @@ from thrifty.deploy.ray_service import (
     find_nodes,
     make_spec_text,
 )
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB
+from thrifty.deploy.sizing import MIB
 from thrifty.deploy.yaml_text import dump_documents
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.kubernetes.pods import (
@@ -54,7 +55,6 @@ _HEAD_BYTES = 2048 * MIB
 _HOME_BYTES = 10 * 1024 * MIB
 _SHARED_BYTES = 256 * MIB
 _MODELS_BYTES = 50 * 1024 * MIB
-_START_S = 600.0
 _GRACE_S = 60
 _GROUP = "ray.io/group"
 _LABELS = {"ray.io/cluster": CLUSTER}
@@ -176,12 +176,12 @@ def _make_gateway(request: Request) -> dict[str, Any]:
         *(secret_variable(name, options.secret, name) for name in service.key_variables()),
         *_list_credentials(request),
     ]
-    memory = GATEWAY_BYTES * (1 + workers) + _RAY_BYTES
+    memory = request.find_gateway_need(prepares=True).memory_bytes + _RAY_BYTES
     resources = make_resources(cpu=str(max(1, workers)), memory=format_quantity(memory))
     home = {"persistentVolumeClaim": {"claimName": GATEWAY}}
     pod = _make_ray_pod(
         request, GATEWAY, "ray-worker", service.port, environment, resources, home,
-        probes=make_probes("/healthz", _START_S),
+        probes=make_probes("/healthz", START_S),
     )  # fmt: skip
     # The node runs beside the controller, which reaches Ray through it.
     pod["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] = "true"
