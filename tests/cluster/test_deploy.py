@@ -54,13 +54,31 @@ async def test_apply_look_change_and_destroy(plane: ControlPlane, tmp_path: Path
         assert deployments == {"thrifty-gateway"}
         note = await read_note(client, space)
         assert note is not None
-        stays = await destroy_objects(client, space, note, data=False)
+        stays = await destroy_objects(client, space, note, "thrifty", data=False)
         assert {place.kind for place in stays} == {"PersistentVolumeClaim"}
         assert not await world.deployments()
         note = await read_note(client, space)
         assert note is not None
-        assert await destroy_objects(client, space, note, data=True) == []
+        assert await destroy_objects(client, space, note, "thrifty", data=True) == []
         assert await read_note(client, space) is None
+
+
+async def test_an_autoscaler_that_comes_later_finds_the_replicas_that_there_were(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with running_world(plane, tmp_path, nodes=0) as world:
+        space, client = world.namespace, world.client
+        spec = {**TWO_VERSIONS, "replicas": 8}
+        await apply_objects(client, space, make_objects(spec, space), "one")
+        scaled = [
+            one for one in make_objects(spec, space, autoscale="keda", max="9")
+            if one["kind"] != "ScaledObject"
+        ]  # fmt: skip
+        await apply_objects(client, space, scaled, "two")
+        counts = {
+            one["metadata"]["name"]: one["spec"]["replicas"] for one in await world.deployments()
+        }
+        assert sorted(counts.values()) == [1, 8, 8]
 
 
 async def test_what_broke_off_is_known_and_goes_on_or_away(
@@ -84,7 +102,7 @@ async def test_what_broke_off_is_known_and_goes_on_or_away(
         note = await read_note(client, space)
         assert note is not None
         assert note.whole
-        await destroy_objects(client, space, note, data=True)
+        await destroy_objects(client, space, note, "thrifty", data=True)
 
         async def going(path: str) -> bool:
             try:

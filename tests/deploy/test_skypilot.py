@@ -85,7 +85,8 @@ def test_what_is_planned_is_what_skypilot_reads_and_takes(python: Path, tmp_path
 def test_without_a_plan_skypilot_takes_the_cheapest_that_is_large_enough(
     python: Path, tmp_path: Path
 ) -> None:
-    text = render("skypilot", ONE_MODEL, memory="20GB", clouds="aws")["service.yaml"]
+    spec = {**ONE_MODEL, "model": "hf:org/gated"}
+    text = render("skypilot", spec, memory="20GB", clouds="aws")["service.yaml"]
     found = check(python, tmp_path, text, "service")
     # 20 GB for the model and 1 GB for the gateway: 16 GiB are too few.
     assert found["best"] == "m6i.2xlarge"

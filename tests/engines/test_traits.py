@@ -48,6 +48,18 @@ def test_traits_are_plain_and_consistent(kind: str) -> None:
     assert engine.find_features(detect_machine()) <= detect_machine().features
 
 
+@pytest.mark.parametrize(
+    "kind", [one for one in engine_kinds() if find_engine(one).traits.loads_model]
+)
+def test_options_that_name_what_is_on_one_machine_are_marked(kind: str) -> None:
+    engine = find_engine(kind)
+    free = {
+        name for name, field in engine.options.model_fields.items()
+        if field.annotation in (str, str | None, Path, Path | None)
+    }  # fmt: skip
+    assert engine.traits.local_options == free
+
+
 class _Read(dict[str, Any]):
     """A request's body that notes which of its fields are looked at."""
 

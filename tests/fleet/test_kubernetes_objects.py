@@ -18,7 +18,7 @@ from thrifty.fleet.kubernetes_objects import (
     read_served,
 )
 from thrifty.fleet.kubernetes_pod import read_pod
-from thrifty.fleet.memory import estimate_memory
+from thrifty.fleet.memory import ModelSize, estimate_memory
 from thrifty.spec.load import parse_spec
 
 SETTINGS = KubernetesSettings(image="r/thrifty:1", models="models")
@@ -41,7 +41,7 @@ def test_a_pod_says_which_set_it_belongs_to_and_what_it_serves() -> None:
 def test_labels_fit_and_select_what_is_ours() -> None:
     made = make_deployment(make_set(), SETTINGS, "space", 1 << 30)
     labels = made["spec"]["template"]["metadata"]["labels"]
-    for part in make_selector(SETTINGS).split(","):
+    for part in make_selector(SETTINGS.name).split(","):
         key, _, value = part.partition("=")
         assert labels[key] == made["metadata"]["labels"][key] == value
     assert made["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -83,12 +83,15 @@ def test_pods_run_restricted_leave_lost_nodes_and_hold_no_secret() -> None:
 def test_memory_is_what_was_asked_for_or_enough_for_the_model() -> None:
     settings = KubernetesSettings(image="i", memory_bytes=3 << 30)
     assert (
-        estimate_memory(make_set(memory_limit_bytes=1 << 30), settings.memory_bytes, 0) == 1 << 30
+        estimate_memory(make_set(memory_limit_bytes=1 << 30), settings.memory_bytes, ModelSize())
+        == 1 << 30
     )
-    assert estimate_memory(make_set(), settings.memory_bytes, 0) == 3 << 30
-    assert estimate_memory(make_set(), None, 0) == 512 << 20
-    large = estimate_memory(make_set(), None, 8 << 30)
+    assert estimate_memory(make_set(), settings.memory_bytes, ModelSize()) == 3 << 30
+    assert estimate_memory(make_set(), None, ModelSize()) == 512 << 20
+    large = estimate_memory(make_set(), None, ModelSize(8 << 30))
     assert large >= 10 << 30
+    slots = estimate_memory(make_set(), None, ModelSize(8 << 30, kv_bytes=8 << 30))
+    assert slots >= large + (7 << 30), "what slots reserve counts too"
     assert large % (128 << 20) == 0
 
 
@@ -133,3 +136,27 @@ def test_with_certificates_pods_show_them_and_are_probed_over_tls() -> None:
     for one, scheme in ((made, "mtls"), (make_deployment(make_set(), SETTINGS, "s", 1), "http")):
         view = read_pod({**one["spec"]["template"], "status": status}, served_before=False)
         assert view.url == f"{scheme}://10.0.0.5:8000"
+
+
+def test_fleets_of_one_namespace_do_not_write_one_deployment() -> None:
+    names = {name_set(make_set().key, fleet) for fleet in ("thrifty", "one", "two")}
+    assert len(names) == 3
+    assert name_set(make_set().key, "thrifty") == name_set(make_set().key), "as it always was"
+    settings = KubernetesSettings(image="i", name="two")
+    made = make_deployment(make_set(), settings, "space", 1)
+    assert made["metadata"]["name"] == name_set(make_set().key, "two")
+    pods = made["spec"]["template"]["metadata"]["labels"]
+    others = make_deployment(make_set(), SETTINGS, "space", 1)["spec"]["selector"]["matchLabels"]
+    assert not others.items() <= pods.items()
+    known = make_deployment(make_set(), settings, "space", 1, "an-older-name")
+    assert known["metadata"]["name"] == "an-older-name"
+
+
+def test_copies_over_several_gpus_share_memory() -> None:
+    made = make_deployment(make_set(gpus=2), SETTINGS, "space", 1 << 30)
+    spec = made["spec"]["template"]["spec"]
+    (volume,) = [one for one in spec["volumes"] if one["name"] == "shm"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    (container,) = spec["containers"]
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert container["resources"]["limits"]["memory"] == "3Gi"

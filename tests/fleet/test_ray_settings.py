@@ -10,6 +10,7 @@ from thrifty.engines.base import Served
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.errors import SpecError
 from thrifty.fleet.base import ReplicaSet
+from thrifty.fleet.memory import ModelSize
 from thrifty.fleet.ray_settings import (
     RaySettings,
     clamp_bundles,
@@ -54,10 +55,10 @@ def test_what_cannot_be_is_refused(fleet: dict[str, object], words: str) -> None
 def test_a_replica_asks_for_cores_memory_and_what_the_spec_names() -> None:
     served = Served("m", "echo", "a", "r", "decoder")
     settings = RaySettings(resources={"lathe": 2.0}, accelerator_type="L4")
-    bundle = make_bundle(ReplicaSet(served, EchoEngine(), 1, cpus=3), settings, 0)
+    bundle = make_bundle(ReplicaSet(served, EchoEngine(), 1, cpus=3), settings, ModelSize())
     assert bundle == {"CPU": 3.0, "memory": 512 << 20, "lathe": 2.0, "accelerator_type:L4": 0.001}
     two = ReplicaSet(served, EchoEngine(), 1, cpus=3, gpus=2)
-    assert make_options(make_bundle(two, RaySettings(), 0))["num_gpus"] == 2.0
+    assert make_options(make_bundle(two, RaySettings(), ModelSize()))["num_gpus"] == 2.0
     assert make_options(bundle) == {
         "num_cpus": 3.0, "memory": 512 << 20,
         "resources": {"lathe": 2.0, "accelerator_type:L4": 0.001},

@@ -131,8 +131,9 @@ def run_destroy(
         confirm("Destroy this?", yes=yes, as_json=as_json)
         with show_progress() as on_progress:
             return await destroy_objects(
-                client, namespace, applied, data=data, on_progress=on_progress
-            )
+                client, namespace, applied, request.service.loaded.spec.fleet.name,
+                data=data, on_progress=on_progress,
+            )  # fmt: skip
 
     stays = [f"{one.kind}/{one.name}" for one in _run(kubeconfig, work)]
     if as_json:

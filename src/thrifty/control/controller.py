@@ -209,7 +209,7 @@ class Controller:
 
     def _make_fleet(self, values: Mapping[str, Any]) -> Fleet:
         """The fleet on other machines that the service names. Raises `FleetError`."""
-        told = (self._names, self._note_change, self._announce, self._loop.estimate_memory)
+        told = (self._names, self._note_change, self._announce, self._loop.find_size)
         if values["kind"] == "ray":
             from thrifty.fleet.ray import RayFleet, RaySettings
 

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from thrifty.artifacts import Store
 from thrifty.control.desired import make_served
 from thrifty.control.reconcile import Room, SetTarget, Step, count_local_copies, reconcile
@@ -31,10 +33,18 @@ from thrifty.db.desired_state import (
 from thrifty.db.fleet import DeploymentRow, FleetState, ReplicaRow
 from thrifty.db.fleet_report import FleetReport, publish_fleet
 from thrifty.db.replica_spans import MACHINE, Holding, SpanRecorder
+from thrifty.engines.base import DEFAULT_KV_BYTES, Served, count_kv_bytes
 from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.registry import find_engine
-from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
+from thrifty.errors import (
+    ArtifactError,
+    DatabaseError,
+    EngineError,
+    StaleStateError,
+    ThriftyError,
+)
 from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaSet, SetKey
+from thrifty.fleet.memory import ModelSize
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -100,6 +110,8 @@ class ControlLoop:
         self._known: dict[tuple[str, str, str], _Known] = {}
         self._rows: Mapping[str, DeploymentRow] = {}
         self._artifact_bytes: dict[str, int] = {}
+        self._kv_bytes: dict[tuple[str, bytes], int] = {}
+        """By artifact and options."""
         self._written: FleetReport | None = None
         self._written_s = 0.0
         self._turn = 0
@@ -205,6 +217,7 @@ class ControlLoop:
                 place = (deployment.name, version.label, version.revision)
                 self._known[place] = _Known(deployment, version)
                 await self._measure_artifact(version.artifact)
+                await asyncio.to_thread(self.find_size, make_served(deployment, version))
         if self.desired.service is not None:
             self._on_service(self.desired.service)
 
@@ -232,6 +245,26 @@ class ControlLoop:
     def estimate_memory(self, artifact: str | None) -> int:
         """What a copy takes of memory at least, as far as known before one runs; else 0."""
         return self._artifact_bytes.get(artifact or "", 0)
+
+    def find_size(self, served: Served) -> ModelSize:
+        """What a copy takes of memory, as far as known before one runs. Blocks once for each model and
+        its options.
+        """
+        artifact, weights = served.artifact, self.estimate_memory(served.artifact)
+        if artifact is None or not weights:
+            return ModelSize()
+        key = artifact, msgspec.json.encode(served.options)
+        if key not in self._kv_bytes:
+            self._kv_bytes[key] = self._count_kv_bytes(artifact, served)
+        return ModelSize(weights, self._kv_bytes[key])
+
+    def _count_kv_bytes(self, artifact: str, served: Served) -> int:
+        try:
+            engine, model = find_engine(served.engine), self._store.load(artifact)
+            return count_kv_bytes(engine, served.options, model, self._store)
+        except (ThriftyError, OSError) as error:
+            log.error("the KV cache of %s cannot be reckoned: %s", artifact, error)
+            return DEFAULT_KV_BYTES
 
     # what is there
 

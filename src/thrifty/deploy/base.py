@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from thrifty.artifacts import Store
 from thrifty.deploy.commands import YOUR_MACHINES, Commands, Cost, Place
 from thrifty.deploy.service import DeployedService, make_checksum
-from thrifty.deploy.sizing import Need, find_need
+from thrifty.deploy.sizing import GATEWAY_BYTES, Need, find_need, find_preparing_bytes
 from thrifty.errors import Problem, SpecError
 from thrifty.kubernetes import pods
 from thrifty.spec.section import Bytes, Integer, Section
@@ -21,6 +21,8 @@ DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 HOME, CONFIG, USER_ID = pods.HOME, pods.CONFIG, pods.USER_ID
 ADMIN_VARIABLE = "THRIFTY_ADMIN_KEY"
 VIEWER_VARIABLE = "THRIFTY_VIEWER_KEY"
+SECRET_KEYS = {"HF_TOKEN": "hf-token"}
+"""The keys of a Secret that are not called as the variable."""
 
 Files = Mapping[str, str]
 """Texts by file name, relative to the output folder."""
@@ -68,6 +70,17 @@ class Request:
             )
             for one in self.service.own_versions
         }
+
+    def find_gateway_need(self, *, prepares: bool, cpus: int = 1) -> Need:
+        """What the gateway's container needs, with at least `cpus` cores; `prepares`: its controller
+        prepares the models, and does so before it listens. Raises `SpecError` as `find_need` does.
+        """
+        workers = self.service.loaded.spec.gateway.workers
+        memory_bytes = GATEWAY_BYTES * (1 + workers)
+        for one in self.service.own_versions if prepares else ():
+            preparing = find_preparing_bytes(one, self.store, self.options.memory)
+            memory_bytes = max(memory_bytes, preparing)
+        return Need(memory_bytes, max(cpus, workers))
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,14 @@ def _describe_fault(target: Target, fault: dict[str, Any]) -> Problem:
         text = target.options.model_fields[path].description or ""
         return Problem(path, f"is needed (--set {path}=...). {text}")
     return Problem(path, str(fault.get("ctx", {}).get("error", fault["msg"])))
+
+
+def make_credentials(names: Iterable[str], secret: str) -> list[dict[str, Any]]:
+    """Variables of a pod that fetching models may need, out of a Secret that may have them."""
+    return [
+        pods.secret_variable(name, secret, SECRET_KEYS.get(name, name), optional=True)
+        for name in dict.fromkeys(names)
+    ]
 
 
 def make_header(request: Request, target: str) -> str:

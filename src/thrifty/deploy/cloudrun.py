@@ -57,7 +57,7 @@ def render_cloudrun(request: Request) -> Files:
         "env": [
             {"name": "THRIFTY_HOME", "value": HOME},
             {"name": SPEC_VARIABLE, "value": make_spec_text(request)},
-            *(_make_secret(one) for one in list_secret_variables(request)),
+            *(_make_secret(one) for one in list_secret_variables(request, whole=True)),
         ],
         "resources": {"limits": bounds},
         "startupProbe": make_probe(
@@ -123,7 +123,7 @@ TARGET = Target(
         f"Cloud Run waits at most {_START_S} s for a container to start, and models are fetched "
         "then: put larger ones into an image of your own.",
         "The files of models take memory there, beside the loaded weights.",
-        "It renders no GPU: no engine of ours runs on one.",
+        "It renders no GPU: use kubernetes, helm or ray for versions of the engine vllm on GPUs.",
     ),
     render=render_cloudrun,
     commands=make_run_commands,

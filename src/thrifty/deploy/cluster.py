@@ -14,12 +14,14 @@ from typing import Any
 import msgspec
 
 from thrifty.errors import ThriftyError
-from thrifty.fleet.kubernetes_objects import MANAGER as FLEET_MANAGER
+from thrifty.fleet.kubernetes_objects import make_selector
 from thrifty.kubernetes.client import ApiClient, ApiRefused, Object
 from thrifty.kubernetes.pods import CHECKSUM
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 MANAGER = "thrifty-render"
+HANDOVER = "thrifty-handover"
+"""Holds the number of replicas until an autoscaler writes it."""
 NOTE = "thrifty-applied"
 KINDS: dict[str, tuple[str, str]] = {
     "Namespace": ("/api/v1", "namespaces"),
@@ -35,6 +37,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "Ingress": ("/apis/networking.k8s.io/v1", "ingresses"),
     "HorizontalPodAutoscaler": ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
     "HTTPRoute": ("/apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
     "ScaledObject": ("/apis/keda.sh/v1alpha1", "scaledobjects"),
     "ServiceMonitor": ("/apis/monitoring.coreos.com/v1", "servicemonitors"),
     "PrometheusRule": ("/apis/monitoring.coreos.com/v1", "prometheusrules"),
@@ -109,6 +112,7 @@ async def apply_objects(
     await _write_note(client, namespace, Applied(checksum, False, both))
     for number, one in enumerate(others):
         on_progress(Progress("apply", number, len(others), "objects"))
+        await _hand_over_replicas(client, namespace, one)
         await client.apply(find_place(one).path(namespace), one, MANAGER)
     gone = [place for place in known if place not in wanted and place.kind not in DATA]
     for place in reversed(gone):
@@ -117,6 +121,31 @@ async def apply_objects(
     kept = tuple(place for place in both if place not in gone)
     await _write_note(client, namespace, Applied(checksum, True, kept))
     return gone
+
+
+async def _hand_over_replicas(client: ApiClient, namespace: str, one: Object) -> None:
+    """Keep the number of replicas that a Deployment has where we do not write it any more: what nobody
+    owns falls back to 1. An autoscaler takes it over when it first writes it.
+    """
+    if one["kind"] != "Deployment" or "replicas" in one["spec"]:
+        return
+    path = find_place(one).path(namespace)
+    try:
+        there = await client.request("GET", path)
+    except ApiRefused as error:
+        if error.status == _GONE:
+            return
+        raise
+    owned = [
+        entry for entry in there["metadata"].get("managedFields") or ()
+        if entry.get("manager") == MANAGER
+        and "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]  # fmt: skip
+    if owned:
+        kept = {key: one[key] for key in ("apiVersion", "kind")}
+        kept["metadata"] = {"name": one["metadata"]["name"], "namespace": namespace}
+        kept["spec"] = {"replicas": there["spec"]["replicas"]}
+        await client.apply(path, kept, HANDOVER)
 
 
 async def look_at_objects(client: ApiClient, namespace: str, applied: Applied) -> list[Found]:
@@ -128,11 +157,13 @@ async def destroy_objects(
     client: ApiClient,
     namespace: str,
     applied: Applied,
+    fleet: str,
     *,
     data: bool,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Place]:
-    """Take everything away that the note lists, and the fleet's Deployments; claims only with `data`.
+    """Take everything away that the note lists, and the Deployments of the fleet called `fleet`; claims
+    only with `data`.
     Returns what stays. Raises `FleetError` kinds; called again, it goes on.
     """
     # The controller first: it would make anew what goes.
@@ -142,11 +173,11 @@ async def destroy_objects(
         if place.kind not in DATA or data:
             await _delete(client, place.path(namespace))
     root, plural = KINDS["Deployment"]
-    fleet = await client.request(
+    found = await client.request(
         "GET", f"{root}/namespaces/{namespace}/{plural}",
-        query={"labelSelector": f"app.kubernetes.io/managed-by={FLEET_MANAGER}"},
+        query={"labelSelector": make_selector(fleet)},
     )  # fmt: skip
-    for one in fleet["items"]:
+    for one in found["items"]:
         await _delete(client, Place("Deployment", one["metadata"]["name"]).path(namespace))
     on_progress(Progress("destroy", len(ordered), len(ordered), "objects"))
     stays = [place for place in ordered if place.kind in DATA and not data]

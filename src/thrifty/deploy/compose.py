@@ -85,9 +85,11 @@ def _make_thrifty(request: Request) -> dict[str, Any]:
     service, options = request.service, request.options
     need = find_container_need(request)
     drain_s = round(service.loaded.spec.gateway.drain_timeout)
-    environment = {"THRIFTY_HOME": HOME, "HOME": "/tmp"}  # noqa: S108
+    environment: dict[str, str | None] = {"THRIFTY_HOME": HOME, "HOME": "/tmp"}  # noqa: S108
     for name in (*KEYS, *service.key_variables()):
         environment[name] = f"${{{name}{_NEEDED}"
+    # Without a value: set as it is here, or not at all.
+    environment |= dict.fromkeys(service.credential_variables())
     environment["THRIFTY_DATABASE"] = _DATABASE
     environment["THRIFTY_REDIS"] = "redis://redis:6379/0"
     probe = (

@@ -77,7 +77,8 @@ def render_containerapps(request: Request) -> Files:
         raise SpecError([Problem("min", message)], "the options")
     check_bound(platform, "max", options.max, platform.containers, "containers")
     size = choose_size(platform, find_container_need(request))
-    secrets = {name: name.lower().replace("_", "-") for name in list_secret_variables(request)}
+    names = list_secret_variables(request, whole=True)
+    secrets = {name: name.lower().replace("_", "-") for name in names}
     container = {
         "name": "thrifty",
         "image": options.image,

@@ -20,12 +20,14 @@ from thrifty.deploy.one_container import (
     make_spec_text,
     refuse_shared_database,
 )
+from thrifty.deploy.service import CREDENTIALS
 from thrifty.deploy.yaml_text import dump_yaml
 from thrifty.errors import Problem, SpecError
 from thrifty.prices.table import load_prices
 from thrifty.spec.section import Integer
 
 _MIN_DISK_GIB = 21
+_OPTIONAL = frozenset(name for names in CREDENTIALS.values() for name in names)
 _MAX_START_S = 300
 _MAX_STOP_S = 120
 
@@ -49,14 +51,19 @@ def render_fargate(request: Request) -> Files:
             f"{platform.disk_bytes / GIB:g} GiB at most (read {platform.read}, {platform.source})"
         )
         raise SpecError([Problem("model", message)], f"the limits of {platform.name}")
-    secrets = list_secret_variables(request)
+    secrets, optional = list_secret_variables(request), request.service.credential_variables()
+    conditions = {
+        _as_condition(name): {"Fn::Not": [{"Fn::Equals": [{"Ref": _as_parameter(name)}, ""]}]}
+        for name in optional
+    }
     template = {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": "Thrifty on ECS Fargate",
         "Metadata": {"ThriftySpecChecksum": request.checksum},
-        "Parameters": _make_parameters(secrets),
+        "Parameters": _make_parameters(secrets, optional),
+        **({"Conditions": conditions} if conditions else {}),
         "Resources": _make_resources(
-            request, size.cpus, size.memory_bytes, need.disk_bytes, secrets
+            request, size.cpus, size.memory_bytes, need.disk_bytes, [*secrets, *optional]
         ),
         "Outputs": {
             "Cluster": {"Value": {"Ref": "Cluster"}},
@@ -66,7 +73,7 @@ def render_fargate(request: Request) -> Files:
     return {"template.yaml": make_header(request, "fargate") + dump_yaml(template)}
 
 
-def _make_parameters(secrets: list[str]) -> dict[str, Any]:
+def _make_parameters(secrets: list[str], optional: list[str]) -> dict[str, Any]:
     return {
         "Vpc": {"Type": "AWS::EC2::VPC::Id"},
         "Subnets": {"Type": "List<AWS::EC2::Subnet::Id>"},
@@ -85,6 +92,15 @@ def _make_parameters(secrets: list[str]) -> dict[str, Any]:
                 "AllowedPattern": "^arn:aws[a-z-]*:secretsmanager:.*$",
             }
             for name in secrets
+        },
+        **{
+            _as_parameter(name): {
+                "Type": "String",
+                "Default": "",
+                "Description": f"The same for {name}, where the model's remote needs it.",
+                "AllowedPattern": "^(arn:aws[a-z-]*:secretsmanager:.*)?$",
+            }
+            for name in optional
         },
     }
 
@@ -150,7 +166,9 @@ def _make_role(secrets: list[str]) -> dict[str, Any]:
                 {
                     "Effect": "Allow",
                     "Action": "secretsmanager:GetSecretValue",
-                    "Resource": [{"Ref": _as_parameter(name)} for name in secrets],
+                    "Resource": [
+                        _where_given(name, {"Ref": _as_parameter(name)}) for name in secrets
+                    ],
                 }
             ],
         },
@@ -220,7 +238,10 @@ def _make_task(
             {"Name": "HOME", "Value": "/tmp"},  # noqa: S108
             {"Name": SPEC_VARIABLE, "Value": make_spec_text(request)},
         ],
-        "Secrets": [{"Name": one, "ValueFrom": {"Ref": _as_parameter(one)}} for one in secrets],
+        "Secrets": [
+            _where_given(one, {"Name": one, "ValueFrom": {"Ref": _as_parameter(one)}})
+            for one in secrets
+        ],
         "MountPoints": [
             {"SourceVolume": "home", "ContainerPath": HOME},
             {"SourceVolume": "tmp", "ContainerPath": "/tmp"},  # noqa: S108
@@ -258,6 +279,17 @@ def _make_task(
 def _as_parameter(variable: str) -> str:
     """`ThriftyAdminKeyArn` for `THRIFTY_ADMIN_KEY`."""
     return "".join(part.capitalize() for part in variable.split("_")) + "Arn"
+
+
+def _as_condition(variable: str) -> str:
+    return f"Has{_as_parameter(variable)}"
+
+
+def _where_given(variable: str, part: dict[str, Any]) -> dict[str, Any]:
+    """A part of the template that goes with a secret, which only those of remotes can do without."""
+    if variable not in _OPTIONAL:
+        return part
+    return {"Fn::If": [_as_condition(variable), part, {"Ref": "AWS::NoValue"}]}
 
 
 def find_fargate_cost(request: Request) -> Cost:

@@ -13,6 +13,7 @@ from typing import Any
 from thrifty.deploy.base import Files, Request, Target, make_header
 from thrifty.deploy.commands import LINES, Commands, Place, Step
 from thrifty.deploy.kubernetes import CANNOT, Group, make_groups
+from thrifty.deploy.kubernetes_front import find_hpa_fault
 from thrifty.deploy.kubernetes_options import KubernetesOptions
 from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.version import __version__
@@ -55,6 +56,12 @@ class ChartValues:
         """The key, but for charts with an autoscaler."""
         self.set_default(path, count)
         return {"replicas": self._mark(f"{{{{ int .Values.{path} }}}}")}
+
+    def on_demand(self, least: int) -> Any:
+        """By the values: their `autoscale.min` may be 0."""
+        self.set_default("autoscale.min", least)
+        scales = '(ne .Values.autoscale.kind "none")'
+        return self._mark(f"{{{{ and {scales} (eq (int .Values.autoscale.min) 0) }}}}")
 
     def annotations(self) -> dict[str, Any]:
         """A checksum over all values."""
@@ -105,17 +112,20 @@ def render_helm(request: Request) -> Files:
     }
     return {
         "Chart.yaml": header + dump_yaml(chart),
-        "values.schema.json": _make_schema(request.checksum),
+        "values.schema.json": _make_schema(request),
         "values.yaml": header + dump_yaml(values.defaults),
         **templates,
     }
 
 
-def _make_schema(checksum: str) -> str:
-    """What Helm refuses: a misspelt autoscaler would leave nobody to write `replicas`."""
+def _make_schema(request: Request) -> str:
+    """What Helm refuses: an autoscaler that the chart has not would leave nobody to write `replicas`."""
+    kinds = ["none", "hpa", "keda"]
+    if any(map(find_hpa_fault, request.service.own_versions)):
+        kinds.remove("hpa")
     count = {"type": "integer", "minimum": 1}
     schema = {
-        "$comment": f"spec checksum: sha256:{checksum}",
+        "$comment": f"spec checksum: sha256:{request.checksum}",
         "type": "object",
         "properties": {
             "image": {"type": "string", "minLength": 1},
@@ -124,7 +134,7 @@ def _make_schema(checksum: str) -> str:
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {
-                    "kind": {"enum": ["none", "hpa", "keda"]},
+                    "kind": {"enum": kinds},
                     "min": {**count, "minimum": 0},
                     "max": count,
                     "targetInFlight": {"type": "string"},

@@ -14,6 +14,7 @@ from thrifty.deploy.base import (
     Files,
     Request,
     Target,
+    make_credentials,
     make_header,
 )
 from thrifty.deploy.commands import Commands, Place, make_kubectl_commands
@@ -78,6 +79,7 @@ def make_container(request: Request, name: str) -> dict[str, Any]:
                 secret_variable(one, options.secret, _secret_key(one))
                 for one in list_secret_variables(request)
             ),
+            *make_credentials(request.service.credential_variables(), options.secret),
         ],
         "ports": [{"containerPort": request.service.port, "protocol": "TCP"}],
         "resources": {"requests": dict(bounds), "limits": bounds},

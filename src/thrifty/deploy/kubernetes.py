@@ -18,6 +18,7 @@ from thrifty.deploy.base import (
     Files,
     Request,
     Target,
+    make_credentials,
     make_header,
 )
 from thrifty.deploy.kubernetes_fleet import (
@@ -27,18 +28,21 @@ from thrifty.deploy.kubernetes_fleet import (
     refuse_in_cluster,
 )
 from thrifty.deploy.kubernetes_front import (
+    find_hpa_fault,
     make_alerts,
     make_autoscaler,
     make_front_door,
     make_network_policies,
 )
 from thrifty.deploy.kubernetes_options import FixedValues, KubernetesOptions, Values
+from thrifty.deploy.one_container import START_S as PREPARING_S
 from thrifty.deploy.service import Deployed, DeployedVersion, dump_spec
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need
+from thrifty.deploy.sizing import MIB, Need
 from thrifty.deploy.yaml_text import dump_documents, dump_yaml
 from thrifty.engines.base import Served, parse_options
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.engines.server.main import DRAIN_TIMEOUT_S
+from thrifty.errors import Problem, SpecError
 from thrifty.http.certificates import GATEWAY as GATEWAY_PART
 from thrifty.http.certificates import REPLICA as REPLICA_PART
 from thrifty.kubernetes.names import make_name
@@ -47,7 +51,9 @@ from thrifty.kubernetes.pods import (
     PRE_STOP_S,
     REPLICA_PORT,
     SERVICE_ACCOUNT,
+    SHARED_BYTES,
     add_certificates,
+    add_shared_memory,
     format_quantity,
     make_container,
     make_labels,
@@ -62,6 +68,7 @@ from thrifty.types import Family
 GATEWAY = "thrifty-gateway"
 MODELS_CLAIM = "thrifty-models"
 _EXTRA_GRACE_S = 15
+_START_S = 120
 _CONFIG_SUM = "thrifty/config-checksum"
 _GATEWAY_HOME_BYTES = 10 * 1024 * MIB
 
@@ -122,26 +129,30 @@ def make_groups(request: Request, values: Values, namespace: str | None) -> Iter
     yield Group("10-account.yaml", account)
     yield Group("20-gateway.yaml", _make_gateway(context))
     if fleet.kind == "kubernetes":
-        budget = make_replica_budget(context.metadata("thrifty-replicas", "replica"))
+        budget = make_replica_budget(context.metadata("thrifty-replicas", "replica"), fleet.name)
         yield Group("30-replicas.yaml", [budget])
-    for version in request.service.own_versions if fleet.kind == "local" else ():
-        name = name_version(version)
+    served = request.service.own_versions if fleet.kind == "local" else ()
+    for version in served:
+        name, fault = name_version(version), find_hpa_fault(version)
+        if fault and options.autoscale == "hpa":
+            raise SpecError([Problem("autoscale", fault)], "the options")
         yield Group(f"30-{name}.yaml", _make_version(context, version))
         for kind in ("hpa", "keda"):
-            if values.everything or options.autoscale == kind:
+            if options.autoscale == kind or (values.everything and not (fault and kind == "hpa")):
                 made = make_autoscaler(
                     context.metadata(name, "replica"), options, values, version, kind
                 )
                 yield Group(f"31-{name}-{kind}.yaml", [made], f'eq .Values.autoscale.kind "{kind}"')
-    yield Group("40-network.yaml", make_network_policies(context.metadata, request.service.port))
+    policies = make_network_policies(context.metadata, request.service.port, served)
+    yield Group("40-network.yaml", policies)
     for kind, wanted, when in (
         ("ingress", options.ingress_class, ".Values.front.ingressClass"),
         ("route", options.parent_gateway, ".Values.front.parentGateway"),
     ):
         if wanted or values.everything:
             metadata = context.metadata(GATEWAY, "gateway")
-            made = make_front_door(kind, metadata, options, values, request.service.port)
-            yield Group(f"50-{kind}.yaml", [made], when)
+            doors = make_front_door(kind, metadata, options, values, request.service.port)
+            yield Group(f"50-{kind}.yaml", doors, when)
     if options.monitoring or values.everything:
         alerts = make_alerts(context.metadata(GATEWAY, "gateway"), options)
         yield Group("60-monitoring.yaml", alerts, ".Values.monitoring")
@@ -202,9 +213,8 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
         "kind": "remote",
         "urls": [f"{'mtls' if context.options.tls else 'http'}://{name}:{REPLICA_PORT}/v1"],
         "key_env": KEY_VARIABLE,
+        "on_demand": context.values.on_demand(context.options.min),
     }
-    if context.options.min == 0:
-        made["engine"]["on_demand"] = True
     if version.engine.traits.priority_field:
         made["engine"]["priority_field"] = version.engine.traits.priority_field
     slots = find_slots(version)
@@ -320,16 +330,21 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
     if options.redis:
         environment.append(secret_variable("THRIFTY_REDIS", secret, "redis-url"))
     environment += [secret_variable(name, secret, name) for name in service.key_variables()]
+    fleet, start_s = service.loaded.spec.fleet, _START_S
+    prepares = fleet.kind == "kubernetes"
+    if prepares:
+        start_s = PREPARING_S
+        environment += make_credentials(["HF_TOKEN", *service.credential_variables()], secret)
     arguments = [
         "up", f"{CONFIG}/thrifty.yaml", "--no-measure",
         "--key", f"admin={ADMIN_VARIABLE}", "--key", f"viewer={VIEWER_VARIABLE}",
     ]  # fmt: skip
-    workers = service.loaded.spec.gateway.workers
-    need = Need(GATEWAY_BYTES * (1 + workers), max(1, workers))
+    cpus = (prepares and options.cpus) or 1
+    need = context.request.find_gateway_need(prepares=prepares, cpus=cpus)
     resources = _make_bounds(values, "gateway", need)
     container = make_container(
         "gateway", values.text("image", options.image), arguments, service.port, environment,
-        resources, make_probes("/healthz", 120.0),
+        resources, make_probes("/healthz", start_s),
     )  # fmt: skip
     drain_s = round(service.loaded.spec.gateway.drain_timeout)
     pod = make_pod(
@@ -337,7 +352,6 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
         {"persistentVolumeClaim": {"claimName": GATEWAY}},
         PRE_STOP_S + drain_s + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config), **values.annotations()},
     )  # fmt: skip
-    fleet = service.loaded.spec.fleet
     if fleet.kind == "kubernetes":
         let_control(pod, fleet)
     if fleet.tls or options.tls:
@@ -375,11 +389,7 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     ]  # fmt: skip
     environment = [
         secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
-        secret_variable("HF_TOKEN", options.secret, "hf-token", optional=True),
-    ]
-    environment += [
-        secret_variable(one, options.secret, one, optional=True)
-        for one in version.credential_variables()
+        *make_credentials(["HF_TOKEN", *version.credential_variables()], options.secret),
     ]
     resources = _make_bounds(values, path, need, version.spec.replicas.gpus or 0)
     own = version.spec.engine.image
@@ -397,6 +407,8 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         "replica", name, options.pull_secret, container, home,
         PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config)},
     )  # fmt: skip
+    if (version.spec.replicas.gpus or 0) > 1:
+        add_shared_memory(pod)
     if options.tls:
         add_certificates(pod, REPLICA_PART, f"{options.secret}-{REPLICA_PART}-tls")
     count, autoscaled = version.spec.replicas.count, options.autoscale != "none"
@@ -423,9 +435,10 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
 
 
 def _make_bounds(values: Values, path: str, need: Need, gpus: int = 0) -> dict[str, Any]:
+    memory_bytes = need.memory_bytes + (SHARED_BYTES if gpus > 1 else 0)
     bounds = {
         "cpu": values.text(f"{path}.cpu", str(need.cpus)),
-        "memory": values.text(f"{path}.memory", format_quantity(need.memory_bytes)),
+        "memory": values.text(f"{path}.memory", format_quantity(memory_bytes)),
     }
     if gpus:
         bounds[GPU_RESOURCE] = str(gpus)

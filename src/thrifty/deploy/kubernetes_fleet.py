@@ -9,6 +9,7 @@ from typing import Any
 
 from thrifty.deploy.kubernetes_options import KubernetesOptions
 from thrifty.errors import Problem, SpecError
+from thrifty.fleet.kubernetes_objects import make_owner_labels
 from thrifty.kubernetes.pods import HOME
 from thrifty.spec.fleet import FleetSpec
 
@@ -107,11 +108,12 @@ def let_control(pod: dict[str, Any], fleet: FleetSpec) -> None:
         spec["containers"][0]["volumeMounts"].append(mount)
 
 
-def make_replica_budget(metadata: dict[str, Any]) -> dict[str, Any]:
-    """At most one replica at a time is evicted, of all versions: drains of nodes wait for each other,
-    and never for good.
+def make_replica_budget(metadata: dict[str, Any], fleet: str) -> dict[str, Any]:
+    """At most one replica of a fleet at a time is evicted, of all versions: drains of nodes wait for
+    each other, and never for good.
     """
     labels = {"app.kubernetes.io/name": "thrifty", "app.kubernetes.io/component": "replica"}
+    labels |= make_owner_labels(fleet)
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
+from thrifty.artifacts.remotes import is_reference, parse_reference
 from thrifty.deploy.kubernetes_options import KubernetesOptions, Values
 from thrifty.deploy.service import DeployedVersion
 from thrifty.kubernetes.pods import REPLICA_PORT, make_labels
 
 _GATEWAY = "thrifty-gateway"
+POOLS = "inference.networking.k8s.io"
 DEMAND = "thrifty_demand"
 """What autoscalers go by: requests that are there, held ones too, so that they wake what is at zero."""
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_METADATA = {
+    "gs": (("169.254.169.252/32", "169.254.169.254/32"), (80, 988)),
+    "s3": (("169.254.170.23/32", "fd00:ec2::23/128"), (80,)),
+    "az": (("169.254.169.254/32",), (80,)),
+}
+"""Where pods get the identity that a cloud gives them, by the scheme of its remotes: GKE's Workload
+Identity, EKS Pod Identity, and Azure's managed identities."""
 _DOWN_AFTER_S = 300
 """A replica takes seconds to minutes to start, so that it is not given up for a short lull."""
+
+
+def find_hpa_fault(version: DeployedVersion) -> str | None:
+    """Why an HPA cannot ask for the metric of a version; None if it can."""
+    for what, value in (("deployment", version.deployment), ("label", version.label)):
+        if _LABEL_VALUE.fullmatch(value) is None:
+            return (
+                f"hpa selects its metric by labels of Kubernetes, and the {what} {value!r} cannot be "
+                "the value of one (63 letters, digits, '.', '_' and '-'); use autoscale=keda, or "
+                "another name"
+            )
+    return None
 
 
 def make_autoscaler(
@@ -75,15 +99,39 @@ def make_autoscaler(
     }
 
 
+def _make_egress(versions: Iterable[DeployedVersion]) -> list[dict[str, Any]]:
+    """What replicas reach: name servers, HTTPS, the ports of their registries, and where their remotes'
+    cloud gives pods an identity.
+    """
+    remotes = [
+        parse_reference(one.spec.model)
+        for one in versions
+        if one.engine.traits.loads_model and is_reference(one.spec.model)
+    ]
+    registries = [urlsplit(f"//{one.host}").port for one in remotes if one.scheme == "oci"]
+    rules: list[dict[str, Any]] = [
+        {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]},
+        {"ports": _make_ports({443, *(port for port in registries if port)})},
+    ]
+    for scheme in sorted({one.scheme for one in remotes} & _METADATA.keys()):
+        addresses, ports = _METADATA[scheme]
+        to = [{"ipBlock": {"cidr": address}} for address in addresses]
+        rules.append({"to": to, "ports": _make_ports(ports)})
+    return rules
+
+
+def _make_ports(ports: Iterable[int]) -> list[dict[str, Any]]:
+    return [{"protocol": "TCP", "port": port} for port in sorted(ports)]
+
+
 def make_network_policies(
-    metadata: Callable[[str, str], dict[str, Any]], port: int
+    metadata: Callable[[str, str], dict[str, Any]], port: int, versions: Iterable[DeployedVersion]
 ) -> list[dict[str, Any]]:
-    """Replicas are reached by the gateway alone, and reach nothing but name servers and HTTPS, from
-    where models come. The gateway is reached on its port.
+    """Replicas are reached by the gateway alone, and reach nothing but what they fetch models from:
+    `versions` are those that they serve. The gateway is reached on its port.
     """
     pods = {"app.kubernetes.io/name": "thrifty"}
     gateway = make_labels("gateway", _GATEWAY)
-    dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     return [
         {
             "apiVersion": "networking.k8s.io/v1",
@@ -98,7 +146,7 @@ def make_network_policies(
                         "ports": [{"protocol": "TCP", "port": REPLICA_PORT}],
                     }
                 ],
-                "egress": [{"ports": dns}, {"ports": [{"protocol": "TCP", "port": 443}]}],
+                "egress": _make_egress(versions),
             },
         },
         {
@@ -120,8 +168,10 @@ def make_front_door(
     options: KubernetesOptions,
     values: Values,
     port: int,
-) -> dict[str, Any]:
-    """An Ingress, or an HTTPRoute of the Gateway API. Streams may last, and are not buffered."""
+) -> list[dict[str, Any]]:
+    """An Ingress, or an HTTPRoute of the Gateway API, and the InferencePool that it leads to. Streams
+    may last, and are not buffered.
+    """
     host = values.text("front.host", options.host or "")
     if kind == "route":
         space, _, parent = (options.parent_gateway or "").rpartition("/")
@@ -133,12 +183,17 @@ def make_front_door(
             "backendRefs": [{"name": _GATEWAY, "port": port}],
             "timeouts": {"request": "0s"},
         }
-        return {
+        pools = []
+        if options.endpoint_picker:
+            pools = [_make_pool(metadata, options.endpoint_picker, port)]
+            rule["backendRefs"] = [{"group": POOLS, "kind": "InferencePool", "name": _GATEWAY}]
+        route = {
             "apiVersion": "gateway.networking.k8s.io/v1",
             "kind": "HTTPRoute",
             "metadata": metadata,
             "spec": {"parentRefs": [reference], "hostnames": [host], "rules": [rule]},
         }
+        return [route, *pools]
     metadata["annotations"] |= {
         # Of ingress-nginx; other controllers pass over them.
         "nginx.ingress.kubernetes.io/proxy-buffering": "off",
@@ -154,11 +209,33 @@ def make_front_door(
         spec["tls"] = [{"hosts": [host], "secretName": secret}]
     path = {"path": "/", "pathType": "Prefix", "backend": backend}
     spec["rules"] = [{"host": host, "http": {"paths": [path]}}]
+    return [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": metadata,
+            "spec": spec,
+        }
+    ]
+
+
+def _make_pool(metadata: dict[str, Any], picker: str, port: int) -> dict[str, Any]:
+    """The gateway's pods as a pool of the Gateway API Inference Extension."""
+    name, _, number = picker.partition(":")
     return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
+        "apiVersion": f"{POOLS}/v1",
+        "kind": "InferencePool",
         "metadata": metadata,
-        "spec": spec,
+        "spec": {
+            "selector": {"matchLabels": make_labels("gateway", _GATEWAY)},
+            "targetPorts": [{"number": port}],
+            "endpointPickerRef": {
+                "name": name,
+                "port": {"number": int(number)},
+                # The gateway balances by itself: without a picker any of its pods will do.
+                "failureMode": "FailOpen",
+            },
+        },
     }
 
 

@@ -75,6 +75,13 @@ class KubernetesOptions(ContainerOptions):
         pattern=r"^([a-z0-9-]{1,63}/)?[a-z0-9-]{1,63}$",
         description="Render an HTTPRoute to this Gateway (`[NAMESPACE/]NAME`); needs `host`.",
     )
+    endpoint_picker: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?:[1-9][0-9]{0,4}$",
+        description="Have the HTTPRoute lead to an InferencePool of the gateway's pods (Gateway API "
+        "Inference Extension), whose endpoint picker is this Service (`NAME:PORT`); needs "
+        "`parent_gateway`.",
+    )
     monitoring: bool = Field(
         False, description="Render a ServiceMonitor and a PrometheusRule (Prometheus Operator)."
     )
@@ -83,6 +90,8 @@ class KubernetesOptions(ContainerOptions):
     def _check_together(self) -> KubernetesOptions:
         if (self.ingress_class or self.parent_gateway) and not self.host:
             raise ValueError("ingress_class and parent_gateway need 'host'")
+        if self.endpoint_picker and not self.parent_gateway:
+            raise ValueError("endpoint_picker needs 'parent_gateway'")
         if self.ingress_tls and not self.ingress_class:
             raise ValueError("ingress_tls needs 'ingress_class'")
         if self.min > self.max:
@@ -114,6 +123,10 @@ class Values(Protocol):
         """The key `replicas`, where nothing else writes it."""
         ...
 
+    def on_demand(self, least: int) -> Any:
+        """Whether an autoscaler may take the last replica away."""
+        ...
+
     def annotations(self) -> dict[str, Any]:
         """What makes pods start anew when values change."""
         ...
@@ -139,6 +152,10 @@ class FixedValues:
     def replicas(self, path: str, count: int, autoscaled: bool) -> dict[str, Any]:
         """Left out where an autoscaler writes it."""
         return {} if autoscaled else {"replicas": count}
+
+    def on_demand(self, least: int) -> Any:
+        """As rendered."""
+        return least == 0
 
     def annotations(self) -> dict[str, Any]:
         """None: the checksum of the configuration is in the manifest."""

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from thrifty.deploy.base import ADMIN_VARIABLE, VIEWER_VARIABLE, ContainerOptions, Request
+from thrifty.deploy.service import BESIDE_IDENTITY
 from thrifty.deploy.sizing import GATEWAY_BYTES, Need, find_need
 from thrifty.deploy.yaml_text import dump_yaml
 from thrifty.errors import Problem, SpecError
@@ -95,9 +96,16 @@ def make_spec_text(request: Request) -> str:
     return dump_yaml(request.service.whole_spec())
 
 
-def list_secret_variables(request: Request) -> list[str]:
-    """Every variable that holds a secret."""
-    return [*KEYS, *request.service.key_variables()]
+def list_secret_variables(request: Request, *, whole: bool = False) -> list[str]:
+    """Every variable that holds a secret and must be there. `whole`: the platform cannot leave one
+    out, so those that fetching models may need are among them.
+    """
+    names = [*KEYS, *request.service.key_variables()]
+    if whole:
+        names += [
+            name for name in request.service.credential_variables() if name not in BESIDE_IDENTITY
+        ]
+    return names
 
 
 def refuse_shared_database(request: Request, target: str) -> None:

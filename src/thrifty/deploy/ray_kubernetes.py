@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from thrifty.deploy.base import ADMIN_VARIABLE, CONFIG, VIEWER_VARIABLE, Files, Request, make_header
+from thrifty.deploy.base import (
+    ADMIN_VARIABLE,
+    CONFIG,
+    VIEWER_VARIABLE,
+    Files,
+    Request,
+    make_credentials,
+    make_header,
+)
+from thrifty.deploy.one_container import START_S
 from thrifty.deploy.ray_service import (
     HEAD_PORT,
     HEALTH_ENVIRONMENT,
@@ -19,13 +28,15 @@ from thrifty.deploy.ray_service import (
     find_nodes,
     make_spec_text,
 )
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB
+from thrifty.deploy.sizing import MIB
 from thrifty.deploy.yaml_text import dump_documents
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.kubernetes.pods import (
     HOME,
     PRE_STOP_S,
     SERVICE_ACCOUNT,
+    SHARED_BYTES,
+    add_shared_memory,
     format_quantity,
     make_container,
     make_metadata,
@@ -42,8 +53,8 @@ _RAY_BYTES = 768 * MIB
 """A node's own processes, and its object store."""
 _HEAD_BYTES = 2048 * MIB
 _HOME_BYTES = 10 * 1024 * MIB
+_SHARED_BYTES = 256 * MIB
 _MODELS_BYTES = 50 * 1024 * MIB
-_START_S = 600.0
 _GRACE_S = 60
 _GROUP = "ray.io/group"
 _LABELS = {"ray.io/cluster": CLUSTER}
@@ -165,12 +176,12 @@ def _make_gateway(request: Request) -> dict[str, Any]:
         *(secret_variable(name, options.secret, name) for name in service.key_variables()),
         *_list_credentials(request),
     ]
-    memory = GATEWAY_BYTES * (1 + workers) + _RAY_BYTES
+    memory = request.find_gateway_need(prepares=True).memory_bytes + _RAY_BYTES
     resources = make_resources(cpu=str(max(1, workers)), memory=format_quantity(memory))
     home = {"persistentVolumeClaim": {"claimName": GATEWAY}}
     pod = _make_ray_pod(
         request, GATEWAY, "ray-worker", service.port, environment, resources, home,
-        probes=make_probes("/healthz", _START_S),
+        probes=make_probes("/healthz", START_S),
     )  # fmt: skip
     # The node runs beside the controller, which reaches Ray through it.
     pod["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] = "true"
@@ -192,9 +203,9 @@ def _make_gateway(request: Request) -> dict[str, Any]:
 
 def _make_replicas(request: Request, nodes: RayNodes) -> dict[str, Any]:
     options = request.options
-    bounds: dict[str, Any] = {
-        "cpu": str(nodes.cpus), "memory": format_quantity(nodes.memory_bytes + _RAY_BYTES),
-    }  # fmt: skip
+    shared = SHARED_BYTES if nodes.gpus > 1 else 0
+    memory = nodes.memory_bytes + _RAY_BYTES + shared
+    bounds: dict[str, Any] = {"cpu": str(nodes.cpus), "memory": format_quantity(memory)}
     parameters = _make_parameters(nodes.cpus, nodes.memory_bytes)
     if nodes.gpus:
         bounds["nvidia.com/gpu"] = str(nodes.gpus)
@@ -209,7 +220,7 @@ def _make_replicas(request: Request, nodes: RayNodes) -> dict[str, Any]:
     }
     pod = _make_ray_pod(
         request, REPLICAS, "ray-worker", NODE_PORT, environment, make_resources(**bounds),
-        {"emptyDir": {}}, probes=probes,
+        {"emptyDir": {}}, probes=probes, shared_bytes=_SHARED_BYTES + shared,
     )  # fmt: skip
     return {
         "groupName": REPLICAS,
@@ -232,10 +243,8 @@ def _list(environment: dict[str, str]) -> list[dict[str, Any]]:
 
 def _list_credentials(request: Request) -> list[dict[str, Any]]:
     """What remotes and hubs may ask for, where the platform gives pods no identity."""
-    names = {name for one in request.service.own_versions for name in one.credential_variables()}
-    secret = request.options.secret
-    found = [("HF_TOKEN", "hf-token"), *((name, name) for name in sorted(names))]
-    return [secret_variable(name, secret, key, optional=True) for name, key in found]
+    names = ["HF_TOKEN", *request.service.credential_variables()]
+    return make_credentials(names, request.options.secret)
 
 
 def _make_ray_pod(
@@ -248,6 +257,7 @@ def _make_ray_pod(
     home: dict[str, Any],
     *,
     probes: dict[str, Any] | None = None,
+    shared_bytes: int = _SHARED_BYTES,
 ) -> dict[str, Any]:
     """A pod of the cluster. KubeRay writes its command. It has probes of its own, because those of
     KubeRay need Ray's dashboard.
@@ -278,13 +288,11 @@ def _make_ray_pod(
     if group != GATEWAY:
         spec["volumes"] = [one for one in spec["volumes"] if one["name"] != "config"]
         container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] != "config"]
-    volumes = [("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}})]  # noqa: S108
+    add_shared_memory(pod, shared_bytes)
     if _shares_models(request) and group != HEAD:
         claim = {"persistentVolumeClaim": {"claimName": MODELS_CLAIM}}
-        volumes.append(("models", f"{HOME}/models", claim))
-    for name, path, source in volumes:
-        spec["volumes"].append({"name": name, **source})
-        container["volumeMounts"].append({"name": name, "mountPath": path})
+        spec["volumes"].append({"name": "models", **claim})
+        container["volumeMounts"].append({"name": "models", "mountPath": f"{HOME}/models"})
     return pod
 
 

@@ -22,10 +22,13 @@ from thrifty.spec.faults import suggest
 REMOTE_SOURCES = ("pypi:", "hf:")
 """Models that a machine elsewhere can fetch, besides those in remotes."""
 CREDENTIALS = {
+    "hf": ("HF_TOKEN",),
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"),
     "az": ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT"),
 }
-"""What replicas may need for remotes of a kind, where their platform gives them no identity."""
+"""What fetching from hubs and remotes may need, where the platform gives no identity."""
+BESIDE_IDENTITY = frozenset({"AZURE_STORAGE_ACCOUNT"})
+"""Those that are of no use where the platform gives no identity."""
 SECRETS = frozenset({"database", "redis"})
 """Keys of the spec that hold passwords: they go into no file and no checksum."""
 DEFAULT_PORT = 8080
@@ -49,9 +52,8 @@ class DeployedVersion:
         return self.engine.traits.external
 
     def credential_variables(self) -> tuple[str, ...]:
-        """The environment variables that the remote of its model may need."""
-        loads, model = self.engine.traits.loads_model, self.spec.model
-        return CREDENTIALS.get(model.partition("://")[0], ()) if loads else ()
+        """The environment variables that fetching its model may need."""
+        return _find_credentials(self.spec.model) if self.engine.traits.loads_model else ()
 
     def replica_spec(self) -> dict[str, Any]:
         """The spec of one replica of it, without a gateway."""
@@ -94,6 +96,11 @@ class DeployedService:
         """Where the gateway listens; a port of 0 means any, so the default is taken."""
         return self.loaded.spec.gateway.port or DEFAULT_PORT
 
+    def credential_variables(self) -> list[str]:
+        """The environment variables that fetching the models of all versions may need."""
+        names = {name for one in self.own_versions for name in one.credential_variables()}
+        return sorted(names | {*_find_credentials(self.loaded.spec.fleet.models or "")})
+
     def key_variables(self) -> list[str]:
         """The environment variables with secrets that a spec names: keys of servers that others
         run, headers for a collector, and what tells targets of alerts.
@@ -114,6 +121,11 @@ class DeployedService:
         """What the spec says of the gateway, listening on all addresses of its container."""
         given = dump_spec(self.loaded.spec).get("gateway", {})
         return {**given, "host": "0.0.0.0", "port": self.port}  # noqa: S104
+
+
+def _find_credentials(source: str) -> tuple[str, ...]:
+    scheme, colon, _ = source.partition(":")
+    return CREDENTIALS.get(scheme, ()) if colon else ()
 
 
 def dump_spec(spec: Spec) -> dict[str, Any]:
@@ -206,6 +218,13 @@ def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> l
     problems = [
         Problem(f"{at}{fault.path}", fault.message) for fault in check_options(engine, spec)
     ]
+    for name in sorted(engine.traits.local_options & spec.engine.options.keys()):
+        if spec.engine.options[name] is not None:
+            message = (
+                "names what is on this machine alone; leave it out (an adapter: merge it into its base, "
+                "push the result to a remote, and name its URL as the model)"
+            )
+            problems.append(Problem(f"{at}engine.{name}", message))
     if engine.traits.external and spec.engine.image is not None:
         message = f"names an image, and the engine {engine.kind!r} starts no copies; leave it out"
         problems.append(Problem(f"{at}engine.image", message))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from thrifty.artifacts import Artifact, Store
 from thrifty.deploy.service import DeployedVersion
+from thrifty.engines.base import count_kv_bytes, parse_options
 from thrifty.errors import ArtifactError, Problem, SpecError
 
 MIB = 1 << 20
 MARGIN = 1.25
 """Over the estimate: fragmentation, and what requests hold while they run."""
-DEFAULT_KV_BYTES = 256 * MIB
-"""For the KV cache where the spec names no size; the engine takes what is left of the memory."""
 GATEWAY_BYTES = 512 * MIB
 """The controller and a gateway worker with an exact cache that is full."""
 _STEP = 128 * MIB
@@ -41,20 +41,14 @@ def find_need(
         return Need(memory_bytes or _round_up(GATEWAY_BYTES), cores)
     artifact = find_artifact(version, store)
     if artifact is None:
-        if memory_bytes is None:
-            message = (
-                f"the size of {version.spec.model} is not known here: fetch it (thrifty pull "
-                f"{version.spec.model}), or say how much memory a replica gets (--set memory=4GB)"
-            )
-            raise SpecError([Problem("model", message)])
-        return Need(memory_bytes, cores, disk_bytes=3 * memory_bytes)
+        given = memory_bytes or _refuse_unknown(version)
+        return Need(given, cores, disk_bytes=3 * given)
     weights = count_weight_bytes(version, artifact)
-    kv_cache = version.spec.engine.options.get("kv_cache")
-    kv_bytes = _parse_size(version, kv_cache) if kv_cache else DEFAULT_KV_BYTES
+    options = parse_options(version.engine, version.spec).model_dump()
+    kv_bytes = count_kv_bytes(version.engine, options, artifact, store)
     runtime = version.engine.traits.runtime_bytes
     serving = MARGIN * (weights + runtime) + kv_bytes
-    preparing = MARGIN * (artifact.size_bytes + runtime)
-    wanted = _round_up(max(serving, preparing))
+    wanted = _round_up(max(serving, _count_preparing(version, artifact)))
     if memory_bytes is not None and memory_bytes < weights + runtime:
         message = (
             f"{memory_bytes / 1e9:.2f} GB do not hold {version.deployment}/{version.label}: weights "
@@ -64,6 +58,31 @@ def find_need(
         raise SpecError([Problem("memory", message)], "the options")
     disk = round(artifact.size_bytes * 1.1 + weights * 1.1)
     return Need(memory_bytes or wanted, cores, weights, disk, artifact.description.parameters)
+
+
+def find_preparing_bytes(version: DeployedVersion, store: Store, memory_bytes: int | None) -> int:
+    """The memory in which the model of `version` can be fetched and prepared; `memory_bytes` is what
+    the user says. Raises `SpecError` as `find_need` does.
+    """
+    if memory_bytes is not None or not version.engine.traits.loads_model:
+        return memory_bytes or 0
+    artifact = find_artifact(version, store)
+    if artifact is None:
+        return _refuse_unknown(version)
+    return _round_up(_count_preparing(version, artifact))
+
+
+def _count_preparing(version: DeployedVersion, artifact: Artifact) -> float:
+    return MARGIN * (artifact.size_bytes + version.engine.traits.runtime_bytes)
+
+
+def _refuse_unknown(version: DeployedVersion) -> NoReturn:
+    model = version.spec.model
+    message = (
+        f"the size of {model} is not known here: fetch it (thrifty pull {model}), or say how much "
+        "memory each container that loads or prepares it gets (--set memory=4GB)"
+    )
+    raise SpecError([Problem("model", message)])
 
 
 def find_artifact(version: DeployedVersion, store: Store) -> Artifact | None:
@@ -90,11 +109,6 @@ def count_weight_bytes(version: DeployedVersion, artifact: Artifact) -> int:
     scheme = version.engine.traits.schemes.get(find_scheme(version))
     per_weight = scheme.bytes_per_weight if scheme is not None else 2.0
     return round(artifact.description.parameters * per_weight)
-
-
-def _parse_size(version: DeployedVersion, value: object) -> int:
-    options = version.engine.options.model_validate(version.spec.engine.options)
-    return int(getattr(options, "kv_cache", None) or DEFAULT_KV_BYTES)
 
 
 def _round_up(count: float) -> int:

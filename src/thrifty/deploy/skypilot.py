@@ -7,6 +7,7 @@ knows the model; else SkyPilot takes the cheapest with enough cores and memory.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +199,7 @@ def _plan(request: Request, need: Need, names: list[str], table: PriceTable) -> 
     if not version.engine.traits.loads_model or find_artifact(version, request.store) is None:
         return None
     load = Load(options.rate, options.tpot, options.context)
-    # Our image is for x86, and no engine in it uses accelerators.
+    # The container is for x86, and is started without accelerators.
     fitting = tuple(
         one
         for name in names
@@ -220,7 +221,8 @@ def _plan(request: Request, need: Need, names: list[str], table: PriceTable) -> 
 def _make_task(request: Request, machines: Machines) -> dict[str, Any]:
     options: SkyPilotOptions = request.options
     secrets = list_secret_variables(request)
-    variables = [SPEC_VARIABLE, *secrets]
+    optional = request.service.credential_variables()
+    variables = [SPEC_VARIABLE, *secrets, *optional]
     command = [
         "docker", "run", "--rm", "--init", "--name", options.name,
         "--publish", f"{request.service.port}:{request.service.port}",
@@ -233,16 +235,18 @@ def _make_task(request: Request, machines: Machines) -> dict[str, Any]:
         "name": options.name,
         "resources": machines.resources,
         "envs": {SPEC_VARIABLE: make_spec_text(request)},
-        # Given when it is started (--secret NAME takes it from the environment).
-        "secrets": dict.fromkeys(secrets),
-        "run": f"exec {shlex.join(command)}\n",
+        # Given when it is started (--secret NAME takes it from the environment); empty ones need not be.
+        "secrets": {**dict.fromkeys(secrets), **dict.fromkeys(optional, "")},
+        "run": "".join(f'test -n "${one}" || unset {one}\n' for one in optional)
+        + f"exec {shlex.join(command)}\n",
     }
 
 
 def make_sky_commands(request: Request, place: Place) -> Commands:
     """A service of SkyServe."""
     secrets = list_secret_variables(request)
-    given = tuple(part for name in secrets for part in ("--secret", name))
+    optional = [name for name in request.service.credential_variables() if os.environ.get(name)]
+    given = tuple(part for name in (*secrets, *optional) for part in ("--secret", name))
     file = str(place.folder / "service.yaml")
     serve = ("sky", "serve")
     return Commands(
@@ -284,7 +288,8 @@ TARGET = Target(
     cannot=(
         *CANNOT_SHARE,
         "SkyServe's load balancer speaks plain HTTP: end TLS in front of it.",
-        "It names no machines with accelerators: no engine in our image uses them.",
+        "It names no machines with accelerators: use kubernetes, helm or ray for versions of the engine "
+        "vllm on GPUs.",
         "`budget` bounds task.yaml alone: SkyServe takes no machine away by itself but for scaling.",
         "The image must be public, or the machines' docker must be logged in to its registry.",
     ),

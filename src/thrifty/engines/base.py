@@ -32,6 +32,8 @@ Speculation = Literal["none", "prompt_lookup", "draft", "auto"]
 same words before, or what a smaller model says. All engines call them so. `auto` is what the benchmark
 of the spec's load takes, and `none` where nothing was measured.
 """
+DEFAULT_KV_BYTES = 256 << 20
+"""Planned for a KV cache whose size nobody names: the engine takes what is left of the memory."""
 MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
 """Problems of memory: a version that runs already needs no more of it."""
 
@@ -127,6 +129,17 @@ class Traits:
     """The ways of guessing tokens ahead that its option `speculation` takes, beside `none`."""
     adapters: bool = False
     """Whether it serves a LoRA adapter beside its base. Others get the adapter merged into it."""
+    find_kv_bytes: Callable[[Mapping[str, Any], Artifact, Store], int | None] | None = None
+    """What the KV cache of a replica takes, by the engine's options (given or resolved), the model, or
+    what was prepared from it, and the store, which may not have its files. None, or where it gives
+    none: the option `kv_cache`.
+    """
+    local_options: frozenset[str] = frozenset()
+    """Options that name what is on one machine alone: paths, and models in its store."""
+    count_gpus: Callable[[Mapping[str, Any]], int] | None = None
+    """Over how many GPUs a replica is spread on a machine that has some, by the engine's resolved
+    options; None: it uses none.
+    """
     runtime_bytes: int = 0
     """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None
@@ -374,6 +387,15 @@ def choose_runnable(
 def parse_options(engine: Engine, spec: Spec) -> Any:
     """The engine's options in `spec`, as its own model. Raises pydantic's `ValidationError`."""
     return engine.options.model_validate(spec.engine.options)
+
+
+def count_kv_bytes(
+    engine: Engine, options: Mapping[str, Any], artifact: Artifact, store: Store
+) -> int:
+    """The memory to plan for the KV cache of a replica, in bytes. `options` are valid ones. Blocks."""
+    find = engine.traits.find_kv_bytes
+    found = find(options, artifact, store) if find is not None else None
+    return found or options.get("kv_cache") or DEFAULT_KV_BYTES
 
 
 def check_options(engine: Engine, spec: Spec) -> list[Problem]:

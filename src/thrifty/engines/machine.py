@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 import platform
@@ -15,6 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _CGROUP = Path("/sys/fs/cgroup")
 
 FEATURES = {
@@ -44,6 +46,8 @@ class Machine:
     """The cores that this process may run on."""
     memory_bytes: int
     features: frozenset[str]
+    gpus: tuple[str, ...] = ()
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
 
     @property
     def id(self) -> str:
@@ -67,6 +71,7 @@ def detect_machine() -> Machine:
         cores=_read_cores(),
         memory_bytes=_read_memory_bytes(),
         features=_read_features(),
+        gpus=_read_gpus(),
     )
 
 
@@ -109,6 +114,15 @@ def _read_cores() -> tuple[int, ...]:
     if len(quota) == 2 and quota[0] != "max":
         cores = cores[: max(1, math.floor(int(quota[0]) / int(quota[1])))]
     return tuple(cores)
+
+
+def _read_gpus() -> tuple[str, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names, else all."""
+    given = os.environ.get(GPUS_VARIABLE)
+    if given is not None:
+        names = (one.strip() for one in given.split(","))
+        return tuple(itertools.takewhile(lambda name: name not in ("", "-1"), names))
+    return tuple(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _read_memory_bytes() -> int:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thrifty.db.fleet import ReplicaRow
+from thrifty.engines.base import Served
 from thrifty.fleet.base import (
     Announce,
     ObservedReplica,
@@ -44,6 +45,7 @@ from thrifty.fleet.kubernetes_objects import (
 from thrifty.fleet.kubernetes_pod import PodView, read_pod
 from thrifty.fleet.kubernetes_replica import PodReplica, rank
 from thrifty.fleet.kubernetes_writer import RIGHTS, Writer, explain_refusal
+from thrifty.fleet.memory import ModelSize
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 from thrifty.kubernetes.config import find_cluster
 from thrifty.kubernetes.lease import Lease
@@ -78,10 +80,10 @@ class KubernetesFleet:
         names: ReplicaNames,
         on_change: OnChange,
         announce: Announce = announce_nothing,
-        estimate_bytes: Callable[[str | None], int] = lambda artifact: 0,
+        find_size: Callable[[Served], ModelSize] = lambda served: ModelSize(),
     ) -> None:
-        """`estimate_bytes` says how large the model of an artifact is. Raises `FleetError` where no
-        cluster is known.
+        """`find_size` says how large what is served is. Raises `FleetError` where no cluster is
+        known.
         """
         cluster = find_cluster(settings.kubeconfig, settings.context)
         self.namespace = settings.namespace or cluster.namespace
@@ -106,11 +108,11 @@ class KubernetesFleet:
             f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}", self._note_lease,
         )  # fmt: skip
         self._writer = Writer(
-            self.client, settings, self.namespace, estimate_bytes,
+            self.client, settings, self.namespace, find_size,
             can_write=lambda: self.lease.held and self._listed.is_set(),
             count_leaving=self._count_leaving, is_there=self._is_there, on_change=on_change,
         )  # fmt: skip
-        selector = make_selector(settings)
+        selector = make_selector(settings.name)
         self._pods = Watch(
             self.client, f"/api/v1/namespaces/{self.namespace}/pods", selector,
             on_list=self._take_pods, on_put=self._put_pod, on_gone=self._drop_pod,

@@ -24,7 +24,9 @@ from thrifty.kubernetes.pods import (
     GPU_RESOURCE,
     HOME,
     REPLICA_PORT,
+    SHARED_BYTES,
     add_certificates,
+    add_shared_memory,
     format_quantity,
     make_container,
     make_labels,
@@ -36,6 +38,7 @@ from thrifty.kubernetes.pods import (
 
 MANAGER = "thrifty-fleet"
 """Under this name the fleet writes objects, the number of replicas included."""
+DEFAULT_FLEET = "thrifty"
 CHECKSUM = "thrifty/template-checksum"
 PRE_STOP_S = 5
 """Until every gateway has read that a pod is going, where it was not the fleet that chose it."""
@@ -53,7 +56,7 @@ class KubernetesSettings:
 
     namespace: str | None = None
     """None: that of the account or context."""
-    name: str = "thrifty"
+    name: str = DEFAULT_FLEET
     """Tells the fleets of one namespace apart."""
     image: str = ""
     secret: str = "thrifty"  # noqa: S105
@@ -74,19 +77,20 @@ class KubernetesSettings:
         return msgspec.convert(given, cls)
 
 
-def make_owner_labels(settings: KubernetesSettings) -> dict[str, str]:
-    """What marks the objects of one fleet."""
-    return {"app.kubernetes.io/managed-by": MANAGER, "app.kubernetes.io/part-of": settings.name}
+def make_owner_labels(fleet: str) -> dict[str, str]:
+    """What marks the objects of the fleet of this name."""
+    return {"app.kubernetes.io/managed-by": MANAGER, "app.kubernetes.io/part-of": fleet}
 
 
-def make_selector(settings: KubernetesSettings) -> str:
+def make_selector(fleet: str) -> str:
     """The owner's labels as a selector."""
-    return ",".join(f"{key}={value}" for key, value in make_owner_labels(settings).items())
+    return ",".join(f"{key}={value}" for key, value in make_owner_labels(fleet).items())
 
 
-def name_set(key: SetKey) -> str:
-    """The name of a set's Deployment."""
-    return make_name(key.deployment, key.version, key.revision, str(key.cpus))
+def name_set(key: SetKey, fleet: str = DEFAULT_FLEET) -> str:
+    """The name of a set's Deployment; `fleet` is the name of its fleet."""
+    others = () if fleet == DEFAULT_FLEET else (fleet,)
+    return make_name(key.deployment, key.version, key.revision, str(key.cpus), *others)
 
 
 def read_key(owned: Mapping[str, Any]) -> SetKey | None:
@@ -111,18 +115,24 @@ def read_served(pod: Mapping[str, Any]) -> Served | None:
 
 
 def make_deployment(
-    replica_set: ReplicaSet, settings: KubernetesSettings, namespace: str, memory_bytes: int
+    replica_set: ReplicaSet,
+    settings: KubernetesSettings,
+    namespace: str,
+    memory_bytes: int,
+    name: str | None = None,
 ) -> dict[str, Any]:
-    """The Deployment of a set, without the number of its replicas."""
+    """The Deployment of a set, without the number of its replicas. `name` is that of the one that is
+    there already.
+    """
     key = replica_set.key
-    name = name_set(key)
+    name = name or name_set(key, settings.name)
     labels = make_labels("replica", name)
     notes = {f"thrifty/{one}": str(getattr(key, one)) for one in _KEY}
     container = _make_container(replica_set, settings, memory_bytes)
     pod = make_pod(
         "replica", name, settings.pull_secret, container, {"emptyDir": {}}, GRACE_S, notes
     )
-    pod["metadata"]["labels"] = {**labels, **make_owner_labels(settings)}
+    pod["metadata"]["labels"] = {**labels, **make_owner_labels(settings.name)}
     spec = pod["spec"]
     spec["serviceAccountName"] = settings.account
     spec["volumes"] = [one for one in spec["volumes"] if one["name"] != "config"]
@@ -133,6 +143,8 @@ def make_deployment(
         {"key": one, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S}
         for one in _UNREACHABLE
     ]
+    if replica_set.gpus > 1:
+        add_shared_memory(pod)
     if settings.tls:
         add_certificates(pod, REPLICA, f"{settings.name}-{REPLICA}-tls")
     template = json.dumps(pod, sort_keys=True)
@@ -143,7 +155,7 @@ def make_deployment(
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": {**labels, **make_owner_labels(settings)},
+            "labels": {**labels, **make_owner_labels(settings.name)},
             "annotations": {**notes, CHECKSUM: checksum},
         },
         "spec": {
@@ -162,6 +174,7 @@ def make_deployment(
 def _make_container(
     replica_set: ReplicaSet, settings: KubernetesSettings, memory_bytes: int
 ) -> dict[str, Any]:
+    memory_bytes += SHARED_BYTES if replica_set.gpus > 1 else 0
     bounds: dict[str, Any] = {
         "cpu": str(replica_set.cpus), "memory": format_quantity(memory_bytes),
     }  # fmt: skip

@@ -11,16 +11,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from thrifty.engines.base import Served
 from thrifty.fleet.base import OnChange, ReplicaSet, SetKey
 from thrifty.fleet.kubernetes_objects import (
     CHECKSUM,
     MANAGER,
     KubernetesSettings,
     make_deployment,
-    name_set,
     read_key,
 )
-from thrifty.fleet.memory import estimate_memory
+from thrifty.fleet.memory import ModelSize, estimate_memory
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Writer:
         client: ApiClient,
         settings: KubernetesSettings,
         namespace: str,
-        estimate_bytes: Callable[[str | None], int],
+        find_size: Callable[[Served], ModelSize],
         *,
         can_write: Callable[[], bool],
         count_leaving: Callable[[SetKey], int],
@@ -57,7 +57,7 @@ class Writer:
         self._client = client
         self._settings = settings
         self._namespace = namespace
-        self._estimate_bytes = estimate_bytes
+        self._find_size = find_size
         self._can_write = can_write
         self._count_leaving = count_leaving
         self._is_there = is_there
@@ -199,11 +199,15 @@ class Writer:
             return
         if known is not None and not self._differs(key, known):
             return
-        memory = estimate_memory(
-            wanted, self._settings.memory_bytes, self._estimate_bytes(wanted.served.artifact)
-        )
-        body = make_deployment(wanted, self._settings, self._namespace, memory)
+        body = self._make_body(wanted, known)
         await self._apply(key, body, wanted.count + self._count_leaving(key))
+
+    def _make_body(self, wanted: ReplicaSet, known: Object | None) -> Object:
+        memory = estimate_memory(
+            wanted, self._settings.memory_bytes, self._find_size(wanted.served)
+        )
+        name = str(known["metadata"]["name"]) if known is not None else None
+        return make_deployment(wanted, self._settings, self._namespace, memory, name)
 
     async def _apply(self, key: SetKey, body: Object, count: int) -> None:
         body = {**body, "spec": {**body["spec"], "replicas": count}}
@@ -248,10 +252,7 @@ class Writer:
         wanted = self.desired[key]
         if _read_count(known) != wanted.count + self._count_leaving(key):
             return True
-        memory = estimate_memory(
-            wanted, self._settings.memory_bytes, self._estimate_bytes(wanted.served.artifact)
-        )
-        body = make_deployment(wanted, self._settings, self._namespace, memory)
+        body = self._make_body(wanted, known)
         notes = known["metadata"].get("annotations") or {}
         return bool(notes.get(CHECKSUM) != body["metadata"]["annotations"][CHECKSUM])
 
@@ -268,7 +269,7 @@ class Writer:
         if written is None or count == written or not owners:
             return
         text = (
-            f"{owners[0]} set the Deployment {name_set(key)} to {count} replicas, and it was set back to "
+            f"{owners[0]} set the Deployment {one['metadata']['name']} to {count} replicas, and it was set back to "
             f"{written}: Thrifty writes this number alone. Remove the autoscaler of it, and change "
             "'replicas' in the spec"
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.machine import Machine
+from thrifty.engines.machine import GPUS_VARIABLE, Machine
 from thrifty.fleet.base import (
     WORTH,
     Announce,
@@ -71,7 +71,14 @@ class LocalFleet(FleetHere):
             self._names.claim(row.id)
             cpus = _read_cpus(ident)
             cores = read_cores(ident)
-            replica = self._make(row.id, replica_set, cores or list(self._machine.cores), cpus)
+            gpus = self._count_gpus(replica_set) and _read_gpus(ident)
+            replica = self._make(
+                row.id,
+                replica_set,
+                cores or list(self._machine.cores),
+                cpus,
+                gpus or self._choose_gpus(replica_set),
+            )
             if row.state in (ReplicaState.DRAINING, ReplicaState.STOPPED):
                 replica.take_leaving(row)
                 self._retire(replica)
@@ -152,12 +159,41 @@ class LocalFleet(FleetHere):
             size += larger < more
         cores = choose_cores(self._machine.cores, use, size)
         name = self._names.take(replica_set.served.name)
-        replica = self._make(name, replica_set, cores, replica_set.cpus)
+        gpus = self._choose_gpus(replica_set)
+        replica = self._make(name, replica_set, cores, replica_set.cpus, gpus)
         self._members.append(replica)
         replica.start()
 
+    def _count_gpus(self, replica_set: ReplicaSet) -> int:
+        """How many GPUs a copy gets: those that were asked for, or that its engine spreads it over."""
+        count = replica_set.engine.traits.count_gpus
+        if count is None or not self._machine.gpus:
+            return 0
+        return min(len(self._machine.gpus), replica_set.gpus or count(replica_set.served.options))
+
+    def _choose_gpus(self, replica_set: ReplicaSet) -> list[str]:
+        """Those that the fewest copies use, as cores are chosen."""
+        count, there = self._count_gpus(replica_set), self._machine.gpus
+        if not count:
+            return []
+        use = Counter(there.index(gpu) for one in self._members for gpu in one.gpus if gpu in there)
+        return [there[place] for place in choose_cores(range(len(there)), use, count)]
+
+    def _share_memory(self, replica_set: ReplicaSet) -> float:
+        """The share of the free memory, or of its GPUs' memory, that a copy may plan with."""
+        count = self._count_gpus(replica_set)
+        if not count:
+            return replica_set.memory_share
+        copies = round(1 / replica_set.memory_share)
+        return 1 / -(-copies * count // len(self._machine.gpus))
+
     def _make(
-        self, name: str, replica_set: ReplicaSet, cores: Sequence[int], set_cpus: int
+        self,
+        name: str,
+        replica_set: ReplicaSet,
+        cores: Sequence[int],
+        set_cpus: int,
+        gpus: Sequence[str],
     ) -> LocalReplica:
         return LocalReplica(
             name,
@@ -166,7 +202,8 @@ class LocalFleet(FleetHere):
             home=self._home,
             store=self._store,
             cores=cores,
-            memory_share=replica_set.memory_share,
+            gpus=gpus,
+            memory_share=self._share_memory(replica_set),
             memory_limit=replica_set.memory_limit_bytes,
             start_timeout_s=replica_set.start_timeout_s,
             on_change=self._on_change,
@@ -213,3 +250,8 @@ def _read_cpus(ident: ProcessId) -> int:
     with contextlib.suppress(ValueError):
         return int(read_environment(ident).get(CPUS_VARIABLE, "-1"))
     return -1
+
+
+def _read_gpus(ident: ProcessId) -> list[str]:
+    """The GPUs that an adopted replica was given."""
+    return [name for name in read_environment(ident).get(GPUS_VARIABLE, "").split(",") if name]

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.base import Engine, ParkingEngine, Served
+from thrifty.engines.machine import GPUS_VARIABLE
 from thrifty.errors import EngineError, FleetError
 from thrifty.fleet.base import Announce, OnChange, SetKey, announce_nothing
 from thrifty.fleet.ports import find_free_port
@@ -76,8 +77,11 @@ class LocalReplica:
         on_change: OnChange,
         announce: Announce = announce_nothing,
         set_cpus: int = 0,
+        gpus: Sequence[str] = (),
     ) -> None:
-        """`set_cpus` is the `cpus` of its `SetKey`."""
+        """`set_cpus` is the `cpus` of its `SetKey`, and `memory_share` concerns the memory of `gpus`
+        where it has some.
+        """
         self.id = replica_id
         self.served = served
         self.state = ReplicaState.STARTING
@@ -92,6 +96,9 @@ class LocalReplica:
         self._home = home
         self._store = store
         self._cores = list(cores)
+        self.gpus = tuple(gpus)
+        """The GPUs that it runs on, or will, as CUDA_VISIBLE_DEVICES names them; none: as many as it
+        finds."""
         self._memory_share = memory_share
         self._memory_limit = memory_limit
         self._start_timeout_s = start_timeout_s
@@ -321,7 +328,11 @@ class LocalReplica:
                 process_id=self.id,
                 home=self._home.root,
                 log_path=self._home.log_of(self.id),
-                environment={**launch.environment, CPUS_VARIABLE: str(self._set_cpus)},
+                environment={
+                    **launch.environment,
+                    CPUS_VARIABLE: str(self._set_cpus),
+                    **({GPUS_VARIABLE: ",".join(self.gpus)} if self.gpus else {}),
+                },
                 cores=self._cores,
                 inherit=() if lease is None else (lease,),
             )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from thrifty.engines.base import DEFAULT_KV_BYTES
 from thrifty.fleet.base import ReplicaSet
 
 MIB = 1 << 20
-DEFAULT_KV_BYTES = 256 * MIB
 NO_MODEL_BYTES = 512 * MIB
 _STEP_BYTES = 128 * MIB
 
 
-def estimate_memory(replica_set: ReplicaSet, asked_bytes: int | None, model_bytes: int) -> int:
-    """What was asked for, or enough for a model of `model_bytes` (0: none is loaded), in bytes."""
+@dataclass(frozen=True)
+class ModelSize:
+    """What a copy of a model takes of memory."""
+
+    weights_bytes: int = 0
+    """0: none is loaded."""
+    kv_bytes: int = DEFAULT_KV_BYTES
+
+
+def estimate_memory(replica_set: ReplicaSet, asked_bytes: int | None, size: ModelSize) -> int:
+    """What was asked for, or enough for a model of this size, in bytes."""
     wanted = replica_set.memory_limit_bytes or asked_bytes
     if wanted:
         return wanted
-    if not model_bytes:
+    if not size.weights_bytes:
         return NO_MODEL_BYTES
-    cache = replica_set.served.options.get("kv_cache")
-    cache_bytes = cache if isinstance(cache, int) and cache > 0 else DEFAULT_KV_BYTES
     runtime = replica_set.engine.traits.runtime_bytes
-    return -(-round(1.25 * (model_bytes + runtime) + cache_bytes) // _STEP_BYTES) * _STEP_BYTES
+    wanted = round(1.25 * (size.weights_bytes + runtime) + size.kv_bytes)
+    return -(-wanted // _STEP_BYTES) * _STEP_BYTES

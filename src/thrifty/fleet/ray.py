@@ -32,6 +32,7 @@ from thrifty.fleet.base import (
     SetKey,
     announce_nothing,
 )
+from thrifty.fleet.memory import ModelSize
 from thrifty.fleet.ray_link import Event, RayLink
 from thrifty.fleet.ray_replica import RayReplica
 from thrifty.fleet.ray_settings import Bundle, RaySettings, make_bundle
@@ -61,10 +62,10 @@ class RayFleet:
         names: ReplicaNames,
         on_change: OnChange,
         announce: Announce = announce_nothing,
-        estimate_bytes: Callable[[str | None], int] = lambda artifact: 0,
+        find_size: Callable[[Served], ModelSize] = lambda served: ModelSize(),
     ) -> None:
-        """`estimate_bytes` says how large the model of an artifact is. Raises `FleetError` where Ray
-        is not installed.
+        """`find_size` says how large what is served is. Raises `FleetError` where Ray is not
+        installed.
         """
         if importlib.util.find_spec("ray") is None:
             raise FleetError("fleet.kind ray needs Ray: pip install 'thrifty[ray]'")
@@ -73,7 +74,7 @@ class RayFleet:
         self._names = names
         self._on_change = on_change
         self._announce = announce
-        self._estimate_bytes = estimate_bytes
+        self._find_size = find_size
         self._members: list[RayReplica] = []
         self._leaving: dict[RayReplica, asyncio.Task[None]] = {}
         self._published: dict[str, asyncio.Task[str]] = {}
@@ -298,8 +299,7 @@ class RayFleet:
         return replica
 
     def _make_bundle(self, replica_set: ReplicaSet) -> Bundle:
-        size = self._estimate_bytes(replica_set.served.artifact)
-        return make_bundle(replica_set, self._settings, size)
+        return make_bundle(replica_set, self._settings, self._find_size(replica_set.served))
 
     def _make_from(self, name: str, key: SetKey, served: Served, bundle: Bundle) -> RayReplica:
         return RayReplica(

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from thrifty.fleet.base import ReplicaSet
-from thrifty.fleet.memory import estimate_memory
+from thrifty.fleet.memory import ModelSize, estimate_memory
 
 Bundle = Mapping[str, float]
 """What one replica needs, by the name of the resource."""
@@ -50,14 +50,14 @@ class RaySettings:
         return f"thrifty-{self.name}"
 
 
-def make_bundle(replica_set: ReplicaSet, settings: RaySettings, model_bytes: int) -> Bundle:
+def make_bundle(replica_set: ReplicaSet, settings: RaySettings, size: ModelSize) -> Bundle:
     """What a copy of a set asks Ray for, under Ray's own names of resources.
 
     Memory is in bytes. An accelerator type is asked for by the resource that Ray makes of it.
     """
     bundle: dict[str, float] = {
         "CPU": float(replica_set.cpus),
-        "memory": float(estimate_memory(replica_set, settings.memory_bytes, model_bytes)),
+        "memory": float(estimate_memory(replica_set, settings.memory_bytes, size)),
         **settings.resources,
     }
     if replica_set.gpus:

@@ -20,6 +20,9 @@ REPLICA_PORT = 8000
 SERVICE_ACCOUNT = "thrifty"
 GPU_RESOURCE = "nvidia.com/gpu"
 """What NVIDIA's device plugin calls GPUs."""
+SHARED_BYTES = 2 << 30
+"""Shared memory of a pod with several GPUs, through which the processes of one model pass what they
+computed. Containers have 64 MiB by themselves."""
 _PROBE_S = 2
 
 
@@ -135,6 +138,15 @@ def make_pod(
     if pull_secret:
         spec["imagePullSecrets"] = [{"name": pull_secret}]
     return {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
+
+
+def add_shared_memory(pod: dict[str, Any], size: int = SHARED_BYTES) -> None:
+    """Give a pod's container shared memory of `size` bytes, which counts against its memory limit."""
+    spec = pod["spec"]
+    source = {"emptyDir": {"medium": "Memory", "sizeLimit": format_quantity(size)}}
+    spec["volumes"].append({"name": "shm", **source})
+    mount = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108
+    spec["containers"][0]["volumeMounts"].append(mount)
 
 
 def add_certificates(pod: dict[str, Any], part: str, secret: str) -> None:

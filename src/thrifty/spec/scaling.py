@@ -61,7 +61,8 @@ class ReplicasSpec(Section):
         ge=1,
         le=64,
         description="GPUs that each copy takes: Kubernetes and Ray are asked for them, and "
-        "`capacity.gpus` counts them. Default: none.",
+        "`capacity.gpus` counts them. On this machine, copies are spread over its GPUs. Default: none "
+        "(of this machine's, as many as the engine spreads a copy over).",
     )
     memory_limit: Bytes | None = Field(
         None, description="A copy that grows past this is drained and started anew."

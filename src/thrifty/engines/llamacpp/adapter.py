@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import DECODERS
+from thrifty.artifacts.checkpoint import DECODERS, load_decoder
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import find_ggufs, read_json
 from thrifty.engines.base import (
@@ -29,6 +29,7 @@ from thrifty.engines.llamacpp import packages
 from thrifty.engines.llamacpp.options import (
     AUTO_SCHEMES,
     CAPACITY,
+    DEFAULT_CONTEXT,
     DEFAULT_SLOTS,
     KV_BYTES,
     LOSSY_SCHEMES,
@@ -76,6 +77,37 @@ def _find_install() -> str | None:
     return f"llama.cpp is installed first ({size}); where that fails, the rest is measured"
 
 
+def _find_kv_bytes(options: Mapping[str, Any], artifact: Artifact, store: Store) -> int | None:
+    """See `Traits.find_kv_bytes`: each slot reserves the whole of its context, and prompts are saved."""
+    values = _find_kv_values(artifact, store)
+    if values is None:
+        return None
+    given = LlamaCppOptions.model_construct(**options)
+    limit = artifact.description.context_length or DEFAULT_CONTEXT
+    context = given.context or min(limit, DEFAULT_CONTEXT)
+    note = {"kv_values_per_token": values}
+    slots = given.model_copy(update={"context": context})
+    return _count_kv_bytes(slots, note) + int(given.saved_prompts)
+
+
+def _find_kv_values(artifact: Artifact, store: Store) -> int | None:
+    """How many numbers a token takes in the KV cache, by the model's files; None where that is not
+    known.
+    """
+    if not store.has(artifact.id) or artifact.description.family is not Family.DECODER:
+        return None
+    folder = store.folder_of(artifact.id)
+    if _is_prepared(artifact):
+        return int(read_json(folder / NOTE)["kv_values_per_token"])
+    if artifact.description.format is Format.GGUF:
+        from thrifty.engines.llamacpp.prepare import count_kv_values
+
+        return count_kv_values(GgufFile(find_ggufs(folder)[0]))
+    if artifact.description.format in (Format.SAFETENSORS, Format.ADAPTER):
+        return load_decoder(folder).shape.kv_values_per_token
+    return None
+
+
 class LlamaCppEngine:
     """Serves decoders, and encoders and rerankers from GGUF, on CPUs."""
 
@@ -98,6 +130,9 @@ class LlamaCppEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        find_kv_bytes=_find_kv_bytes,
+        local_options=frozenset({"draft_model"}),
+        runtime_bytes=RUNTIME_BYTES,
         package=packages.PACKAGE,
         pinned_version=packages.VERSION,
         find_environment=packages.find_environment,

@@ -45,7 +45,7 @@ class VllmOptions(Section):
         gt=0,
         le=1,
         description="For GPUs: the share of each one's memory that a replica may take. Default: 0.9, "
-        "divided by the number of replicas.",
+        "divided by the most replicas that a GPU has.",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="What is computed in. Default: the checkpoint's own type."
