@@ -38,6 +38,11 @@ class CloudRunOptions(ScaledOptions):
         pattern=r"^[a-z0-9-]{1,63}@[a-z0-9.-]{1,190}$",
         description="Who it runs as: an account that may read the secrets and nothing else.",
     )
+    hf_token: bool = Field(
+        False,
+        description="Give the container the secret hf-token, which gated models of the Hugging Face "
+        "hub need. The secret must exist then.",
+    )
 
 
 def render_cloudrun(request: Request) -> Files:

@@ -53,6 +53,11 @@ class ContainerAppsOptions(OneContainerOptions):
         pattern=r"^[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]$",
         description="The name of the Key Vault with the secrets.",
     )
+    hf_token: bool = Field(
+        False,
+        description="Give the container the secret hf-token, which gated models of the Hugging Face "
+        "hub need. The secret must exist then.",
+    )
     min: Integer = Field(0, ge=0, description="The fewest containers; 0 stops the last one too.")
     max: Integer = Field(4, ge=1, description="The most containers.")
     concurrency: Integer = Field(

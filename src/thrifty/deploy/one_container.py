@@ -98,13 +98,13 @@ def make_spec_text(request: Request) -> str:
 
 def list_secret_variables(request: Request, *, whole: bool = False) -> list[str]:
     """Every variable that holds a secret and must be there. `whole`: the platform cannot leave one
-    out, so those that fetching models may need are among them.
+    out, so those that fetching models needs are among them; the hub's token only where the options
+    ask for it, because most of its models need none.
     """
     names = [*KEYS, *request.service.key_variables()]
     if whole:
-        names += [
-            name for name in request.service.credential_variables() if name not in BESIDE_IDENTITY
-        ]
+        beside = {*BESIDE_IDENTITY, *(() if request.options.hf_token else ("HF_TOKEN",))}
+        names += [name for name in request.service.credential_variables() if name not in beside]
     return names
 
 
