@@ -73,8 +73,8 @@ def _withhold(examples: Sequence[dict[str, Any]], of_users: bool) -> list[dict[s
 
 def withhold_stored(home: Home, path: Path) -> bool:
     """Take texts of users out of a stored record, which earlier releases wrote, and sign it anew
-    if its signature was valid; returns whether there were some. Raises `OSError`, and `ThriftyError`
-    for a file that is no record.
+    if its signature was valid; returns whether there were some. Raises `OSError`, and
+    `ThriftyError` for a file that is no record.
     """
     record, signature = _read(path)
     try:

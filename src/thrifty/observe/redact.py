@@ -11,8 +11,8 @@ first called by the whole name and then by a part of it stays the same.
 Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
 scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
 holds no digit and no `@`, so later patterns pass over it. Texts are handled in pieces, because `re`
-holds the interpreter lock for the length of a search. Numbers may have digits, blanks and dashes of any
-script, and characters without width; they are compared in their plain form.
+holds the interpreter lock for the length of a search. Numbers may have digits, blanks and dashes of
+any script, and characters without width; they are compared in their plain form.
 """
 
 from __future__ import annotations
