@@ -60,7 +60,7 @@ check: $(DEV) ## The fast tests, lint and types
 .PHONY: test
 test: $(DEV) ## The suite, with real engines, databases and services
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not service and not engine and $(HERE)"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine) and $(HERE)"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "(service or engine) and $(HERE)"
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-peers

@@ -14,6 +14,7 @@ from tests.test_house import ROOT, is_there
 SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "common")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_it_says_what_it_measures(path: Path) -> None:
     """Its imports at the top are those of a run."""

@@ -140,6 +140,7 @@ def test_a_test_that_starts_pytest_can_keep_a_variable() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tests_pass_with_any_settings_around_them() -> None:
     """Those that failed: the hub's, downloads, and what is printed."""
     tests = ["tests/artifacts/test_hub.py", "tests/artifacts/test_download.py", "tests/cli"]

@@ -94,7 +94,7 @@ class Home:
         return self.root / "gates"
 
     def may_hold_texts(self, path: Path) -> bool:
-        """Whether a file may hold what users wrote: built sets, feedback, recorded conversations."""
+        """Whether a file may hold what users wrote: built sets, feedback, recorded answers."""
         folders = (self.datasets, self.data / "feedback", self.evaluations / "recorded")
         return any(folder in path.parents for folder in folders)
 

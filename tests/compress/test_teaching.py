@@ -201,6 +201,7 @@ class Echo:
         return serve
 
 
+@pytest.mark.long
 async def test_a_student_learns_what_its_teacher_answers(
     store: Store, mix: Mix, tmp_path: Path
 ) -> None:

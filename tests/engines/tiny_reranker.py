@@ -55,7 +55,7 @@ def write_reranker(folder: Path, kind: str, *, segments: int | None = None) -> P
                        type_vocab_size=segments or 2, pad_token_id=0, **_SHAPE)
         )  # fmt: skip
     else:
-        tokenizer = train_unigram()
+        tokenizer = make_unigram()
         model = XLMRobertaForSequenceClassification(
             XLMRobertaConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT + 2,
                              type_vocab_size=segments or 1, pad_token_id=1, **_SHAPE)
@@ -79,7 +79,8 @@ def compute_logits(folder: Path, query: str, documents: Sequence[str]) -> npt.ND
     segments = model.config.type_vocab_size > 1
     found = []
     for document in documents:
-        given = tokenizer(query, document, return_tensors="pt", return_token_type_ids=segments)
+        # As a list of pairs: beside a text alone, transformers takes an empty one for none.
+        given = tokenizer([[query, document]], return_tensors="pt", return_token_type_ids=segments)
         with torch.no_grad():
             found.append(float(model(**given).logits[0, 0]))
     return np.array(found)
@@ -101,9 +102,16 @@ def train_wordpiece() -> Tokenizer:
     return tokenizer
 
 
-def train_unigram() -> Tokenizer:
-    """An XLM-RoBERTa's, but for the table of characters that its normalizer replaces."""
-    tokenizer = Tokenizer(models.Unigram())
+def make_unigram() -> Tokenizer:
+    """An XLM-RoBERTa's, but for the table of characters that its normalizer replaces. Its pieces are
+    named here, because the trainer does not find the same ones each time.
+    """
+    words = [f"\u2581{word}" for text in (*TEXTS, QUERY) for word in text.split()]
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(one, -6.0) for one in sorted(set("".join(words)))]
+    pieces += [(one, -7.0) for one in sorted({word[:3] for word in words if len(word) > 1})]
+    pieces += [(one, -9.0) for one in sorted({word[-3:] for word in words if len(word) > 4})]
+    tokenizer = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=3))
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(r"\A +| +\z"), ""),
@@ -112,11 +120,7 @@ def train_unigram() -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator([*TEXTS, QUERY] * 4, trainer)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>",
         special_tokens=[(one, tokenizer.token_to_id(one)) for one in ("<s>", "</s>")],

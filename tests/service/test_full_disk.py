@@ -102,6 +102,7 @@ def test_requests_go_on_when_the_disk_fills_and_rows_follow_when_it_has_room(
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_a_disk_that_fills_during_the_conversion_leaves_nothing_half_made(
     tmp_path: Path, model_home: Path
 ) -> None:
