@@ -143,7 +143,7 @@ class NarrowedVocabulary:
         groups = np.zeros(len(tokens), np.int64)
         places = np.full(len(tokens), -1, np.int64)
         group = 0
-        for begin, end in self._cut(tokens, flags):
+        for begin, end in self.cut(tokens, flags):
             spelled = self._write(tokens[begin:end].tolist())
             ends = np.cumsum([len(self._bytes[one]) for one in tokens[begin:end]])
             own_ends = np.cumsum([len(self._own_bytes[one]) for one in spelled])
@@ -182,21 +182,15 @@ class NarrowedVocabulary:
         ids: list[int] = self.old[tokens].tolist()
         if self.is_special(tokens).any():
             return ids
-        try:
-            text = b"".join(self._bytes[index] for index in ids).decode()
-        except UnicodeDecodeError:
+        written = self._tokenize(self._whole, ids)
+        if written is None:
             return ids
-        if self._whole.tokenizer.pre_tokenizer is None:
-            pieces = text.replace(" ", SPACE)
-            written = [token.id for token in self._whole.tokenizer.model.tokenize(pieces)]
-        else:
-            written = self._whole.encode(text, add_special_tokens=False)
         before, after = (b"".join(self._bytes[one] for one in some) for some in (ids, written))
         return written if before == after else ids
 
-    def _cut(self, tokens: TokenArray, flags: BoolArray) -> Iterator[tuple[int, int]]:
-        """The parts of a text that are written one by one: special tokens alone, and what is
-        between them as long as it counts alike.
+    def cut(self, tokens: TokenArray, flags: BoolArray) -> Iterator[tuple[int, int]]:
+        """The parts of a text of the whole vocabulary that are written one by one: special tokens
+        alone, and what is between them as long as it counts alike.
         """
         begin = 0
         for at in range(1, len(tokens) + 1):
@@ -215,23 +209,23 @@ class NarrowedVocabulary:
         if (new >= 0).all():
             # What stays is tokenized as before.
             return [int(one) for one in new]
-        written = self._tokenize(ids)
+        written = self._tokenize(self.narrow, ids)
         if written is not None and self._same_bytes(ids, written):
             return written
         return [one for index in ids for one in self._spell(index)]
 
-    def _tokenize(self, ids: Sequence[int]) -> list[int] | None:
-        """The same as the tokenizer does it, or None for text that does not begin and end with
-        whole characters.
+    def _tokenize(self, tokenizer: TextTokenizer, ids: Sequence[int]) -> list[int] | None:
+        """The text of tokens of the whole vocabulary as a tokenizer writes it; None for text that
+        does not begin and end with whole characters.
         """
-        if self.narrow.tokenizer.pre_tokenizer is None:
-            pieces = "".join(self._pieces[index] for index in ids)
-            return [token.id for token in self.narrow.tokenizer.model.tokenize(pieces)]
         try:
             text = b"".join(self._bytes[index] for index in ids).decode()
         except UnicodeDecodeError:
             return None
-        return self.narrow.encode(text, add_special_tokens=False)
+        if tokenizer.tokenizer.pre_tokenizer is None:
+            pieces = text.replace(" ", SPACE)
+            return [token.id for token in tokenizer.tokenizer.model.tokenize(pieces)]
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def _same_bytes(self, ids: Sequence[int], written: Sequence[int]) -> bool:
         before = b"".join(self._bytes[index] for index in ids)

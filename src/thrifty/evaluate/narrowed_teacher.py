@@ -11,8 +11,9 @@ the student has written of it, each next piece has their probability.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,15 @@ class NarrowedTeacher:
     def __init__(self, teacher: Ranker, narrowed: NarrowedVocabulary) -> None:
         self._teacher: Any = teacher
         self._narrowed = narrowed
-        self._continuations = Continuations(narrowed)
         self.label = teacher.label
         self.identity = f"{teacher.identity}+own-tokens-folded-{narrowed.sha256[:16]}"
         self.tokenizer = narrowed.narrow
         self.vocab_size = narrowed.size
         self.context_length = teacher.context_length
+
+    @cached_property
+    def _continuations(self) -> Continuations:
+        return Continuations(self._narrowed)
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """See `Ranker`. Tokens, ids and `full` are of the smaller vocabulary."""
@@ -170,7 +174,7 @@ def read_own_text(narrowed: NarrowedVocabulary, tokens: TokenArray) -> OwnText:
     own: list[int] = []
     rows = np.full(len(tokens), -1, np.int64)
     written: list[tuple[int, ...]] = [()] * len(tokens)
-    for begin, end in _cut(narrowed, tokens):
+    for begin, end in narrowed.cut(narrowed.widen(tokens), np.zeros(len(tokens), np.bool_)):
         part = tokens[begin:end]
         found = narrowed.write_whole(part)
         first = len(own)
@@ -193,13 +197,3 @@ def read_own_text(narrowed: NarrowedVocabulary, tokens: TokenArray) -> OwnText:
                 written[begin + place] = tuple(part[since : place + 1].tolist())
     rows[rows >= len(own) - 1] = -1  # Nothing is predicted after the last token.
     return OwnText(np.array(own, np.int64), rows[:-1], written[:-1])
-
-
-def _cut(narrowed: NarrowedVocabulary, tokens: TokenArray) -> Iterator[tuple[int, int]]:
-    """The special tokens of a text, each alone, and what is between them."""
-    begin = 0
-    special = narrowed.is_special(tokens)
-    for at in range(1, len(tokens) + 1):
-        if at == len(tokens) or special[at] or special[begin]:
-            yield begin, at
-            begin = at

@@ -40,14 +40,13 @@ from thrifty.db.quality_sums import (
 )
 from thrifty.db.rollups import DAY_S, HOUR_S
 from thrifty.db.tables import requests
-from thrifty.observe.rollups.roll import Keep
+from thrifty.observe.rollups.roll import GENERATED, USERS, Keep
 from thrifty.observe.rollups.sketch import (
     decode_sketch,
     decode_sketches,
     extend_sketch,
     merge_sketches,
 )
-from thrifty.observe.rollups.sums import GENERATED, USERS
 from thrifty.observe.texts import parse_answer, parse_prompt
 from thrifty.openai.response_ids import EPOCH_S
 from thrifty.quality.detect import Seen, detect, encode_faults

@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 from sqlalchemy import Connection, Table
 
 from thrifty.db import Database
@@ -40,9 +39,8 @@ from thrifty.db.rollups import (
     read_thumbs,
     write_step,
 )
-from thrifty.db.tables import rollups, tenant_rollups
+from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
 from thrifty.observe.rollups.sketch import extend_sketch
-from thrifty.observe.rollups.sums import FineKey, Sum, find_starts, sum_rows
 
 OTHER_TENANTS = "(other)"
 """Stands for the tenants beyond the cap. No key can have this name."""
@@ -55,6 +53,15 @@ STEP_ROWS = 5_000
 """Rows from before there were rollups, and thumbs, in a step."""
 LOST_S = 86400.0
 """Thumbs whose response is not in the log after so long are given up."""
+USERS = (None, "client", "batch")
+"""Origins of requests that count; gateways of the first release wrote none."""
+MAX_BUSY_S = 86400.0
+"""No request is counted as at work for longer."""
+GENERATED = (None, "", "miss", "bypass")
+"""What the log says of answers that no cache gave."""
+
+FineKey = tuple[int, str, str, str]
+"""Time, deployment, version and tenant."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,68 @@ def open_roller(database: Database) -> Roller:
     """A roller that keeps sums as long as the service's spec says. Raises `DatabaseError`."""
     service = read_desired(database).service
     return Roller(database, Keep(**service.records) if service is not None else None)
+
+
+@dataclass
+class _Sum:
+    """What is added to one sum."""
+
+    numbers: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
+    errors: Counter[str] = field(default_factory=Counter)
+    cache: Counter[str] = field(default_factory=Counter)
+    values: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in ROLLUP_SKETCHES}
+    )
+
+    def add_row(self, row: Sequence[Any]) -> None:
+        """Add a row of the log (`ROW_COLUMNS`), but for how long its request was at a replica.
+
+        At thousands of rows a second, reading them by name would take longer than adding them.
+        """
+        (
+            _, _, origin, _, _, _, status, error, cache, prompt_tokens, completion_tokens,
+            cached_tokens, queue_ms, ttft_ms, tpot_ms, e2e_ms, cost,
+        ) = row  # fmt: skip
+        numbers = self.numbers
+        if origin not in USERS:
+            numbers["other_requests"] += 1
+            return
+        numbers["requests"] += 1
+        hit = cache not in GENERATED
+        if hit:
+            numbers["hits"] += 1
+            numbers["hit_prompt_tokens"] += prompt_tokens or 0
+            numbers["hit_completion_tokens"] += completion_tokens or 0
+            numbers["hit_cost"] += cost or 0.0
+        else:
+            numbers["prompt_tokens"] += prompt_tokens or 0
+            numbers["completion_tokens"] += completion_tokens or 0
+            numbers["cached_tokens"] += cached_tokens or 0
+            numbers["cost"] += cost or 0.0
+        if cache:
+            self.cache[cache] = self.cache.get(cache, 0) + 1
+        if error is not None or status >= 400:
+            numbers["errors"] += 1
+            self.errors[error or str(status)] += 1
+        elif origin != "batch":
+            # Lines of batches wait for others, and would hide how long clients wait.
+            values = self.values
+            values["e2e"].append(e2e_ms)
+            if ttft_ms is not None:
+                values["ttft"].append(ttft_ms)
+            if tpot_ms is not None:
+                values["tpot"].append(tpot_ms)
+            if not hit and queue_ms is not None:
+                values["queue"].append(queue_ms)
+
+    def add(self, other: _Sum) -> None:
+        """Add another sum."""
+        for name, value in other.numbers.items():
+            self.numbers[name] += value
+        self.errors.update(other.errors)
+        self.cache.update(other.cache)
+        for name, values in other.values.items():
+            self.values[name] += values
 
 
 class Roller:
@@ -167,20 +236,54 @@ class Roller:
     def _sum_up(
         self,
         connection: Connection,
-        rows: Sequence[Any],
+        rows: Iterable[Any],
         thumbs: Iterable[Thumb],
         oldest_s: Mapping[int, float],
-    ) -> dict[FineKey, Sum]:
+    ) -> dict[FineKey, _Sum]:
         """Sums by deployment, version, tenant, and the shortest step that is kept at that time."""
-        fine = sum_rows(rows, oldest_s)
+        fine: dict[FineKey, _Sum] = {}
+
+        def find(at_s: float, labels: tuple[str, str, str]) -> _Sum:
+            step_s = MINUTE_S if at_s >= oldest_s[MINUTE_S] else _find_step(at_s, oldest_s)
+            key = (int(at_s // step_s) * step_s, *labels)
+            found = fine.get(key)
+            if found is None:
+                found = fine[key] = _Sum()
+            return found
+
+        for row in rows:
+            (
+                _,
+                at_s,
+                origin,
+                deployment,
+                version,
+                tenant,
+                _,
+                _,
+                cache,
+                *_,
+                queue_ms,
+                _,
+                _,
+                e2e_ms,
+                _,
+            ) = row
+            labels = (deployment or "", version or "", tenant or "")
+            find(at_s, labels).add_row(row)
+            if cache in GENERATED:
+                name = "busy_ms" if origin in USERS else "other_busy_ms"
+                for minute, busy_ms in _list_busy(at_s, queue_ms, e2e_ms):
+                    find(minute, labels).numbers[name] += busy_ms
         for thumb in thumbs:
-            start = int(find_starts(np.array([thumb.at_s]), oldest_s)[0])
-            found = fine.setdefault((start, thumb.deployment, thumb.version, thumb.tenant), Sum())
+            found = find(thumb.at_s, (thumb.deployment, thumb.version, thumb.tenant))
             found.numbers["up"] += thumb.up
             found.numbers["down"] += thumb.down
         return self._cap_tenants(connection, fine)
 
-    def _cap_tenants(self, connection: Connection, fine: dict[FineKey, Sum]) -> dict[FineKey, Sum]:
+    def _cap_tenants(
+        self, connection: Connection, fine: dict[FineKey, _Sum]
+    ) -> dict[FineKey, _Sum]:
         """Have the tenants beyond the cap of a day count as one. Those that are seen first keep
         their names; of those seen in one step, the ones with the most requests.
         """
@@ -193,15 +296,33 @@ class Roller:
             known = read_named_tenants(connection, day) - {OTHER_TENANTS}
             fresh = sorted(set(tenants) - known, key=lambda one: (-tenants[one], one))
             named[day] = known | set(fresh[: max(0, self._keep.tenants - len(known))])
-        capped: dict[FineKey, Sum] = {}
+        capped: dict[FineKey, _Sum] = {}
         for key, found in fine.items():
             at_s, deployment, version, tenant = key
             if tenant in named[_floor(at_s, DAY_S)]:
                 capped[key] = found
             else:
                 other = (at_s, deployment, version, OTHER_TENANTS)
-                capped.setdefault(other, Sum()).add(found)
+                capped.setdefault(other, _Sum()).add(found)
         return capped
+
+
+def _list_busy(at_s: float, queue_ms: float | None, e2e_ms: float) -> list[tuple[int, float]]:
+    """The minutes in which a request was at a replica, and for how long, in milliseconds."""
+    busy_ms = max(0.0, e2e_ms - (queue_ms or 0.0))
+    end_s = at_s + e2e_ms / 1e3
+    begin_s = end_s - busy_ms / 1e3
+    minute = int(begin_s // MINUTE_S) * MINUTE_S
+    if end_s < minute + MINUTE_S:
+        return [(minute, busy_ms)]
+    found = []
+    end_s = min(end_s, begin_s + MAX_BUSY_S)
+    while begin_s < end_s:
+        minute = _floor(begin_s, MINUTE_S)
+        until_s = min(end_s, minute + MINUTE_S)
+        found.append((minute, (until_s - begin_s) * 1e3))
+        begin_s = until_s
+    return found
 
 
 def _find_oldest(keep: Keep) -> dict[int, float]:
@@ -210,24 +331,32 @@ def _find_oldest(keep: Keep) -> dict[int, float]:
     return {step_s: now_s - keep.of_step(step_s) - step_s for step_s in STEPS_S}
 
 
+def _find_step(at_s: float, oldest_s: Mapping[int, float]) -> int:
+    """The shortest step that is kept at a time; days for those that are not kept at all."""
+    for step_s in STEPS_S:
+        if at_s >= oldest_s[step_s]:
+            return step_s
+    return DAY_S
+
+
 def _spread(
-    fine: Mapping[FineKey, Sum], oldest_s: Mapping[int, float]
-) -> tuple[dict[Any, Sum], dict[Any, Sum]]:
+    fine: Mapping[FineKey, _Sum], oldest_s: Mapping[int, float]
+) -> tuple[dict[Any, _Sum], dict[Any, _Sum]]:
     """The sums of each step, without and with tenants. What a step keeps no longer is left out."""
-    totals: dict[Any, Sum] = {}
-    tenants: dict[Any, Sum] = {}
+    totals: dict[Any, _Sum] = {}
+    tenants: dict[Any, _Sum] = {}
     for (start_s, deployment, version, tenant), found in fine.items():
         for step_s in STEPS_S:
             at_s = _floor(start_s, step_s)
             if start_s < oldest_s[step_s]:
                 continue
             key = (step_s, at_s, deployment, version)
-            totals.setdefault(key, Sum()).add(found)
-            tenants.setdefault((*key, tenant), Sum()).add(found)
+            totals.setdefault(key, _Sum()).add(found)
+            tenants.setdefault((*key, tenant), _Sum()).add(found)
     return totals, tenants
 
 
-def _merge(connection: Connection, table: Table, sums: Mapping[Any, Sum]) -> list[dict[str, Any]]:
+def _merge(connection: Connection, table: Table, sums: Mapping[Any, _Sum]) -> list[dict[str, Any]]:
     """Whole rows: what the table has, with the sums added."""
     names = [column.name for column in table.primary_key.columns]
     times: dict[int, set[int]] = {}
@@ -245,7 +374,7 @@ def _merge(connection: Connection, table: Table, sums: Mapping[Any, Sum]) -> lis
     ]
 
 
-def _add_to(row: Mapping[str, Any] | None, found: Sum) -> dict[str, Any]:
+def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
     old = row or {}
     kinds = msgspec.json.decode(old.get("kinds") or b"{}")
     for name, counts in (("errors", found.errors), ("cache", found.cache)):
@@ -256,7 +385,7 @@ def _add_to(row: Mapping[str, Any] | None, found: Sum) -> dict[str, Any]:
     for name, values in found.values.items():
         data = old.get(name)
         if values:
-            data = extend_sketch(data, np.concatenate(values))
+            data = extend_sketch(data, values)
         merged[name] = data
     return merged
 

@@ -80,9 +80,9 @@ class Sketch:
 EMPTY = Sketch(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def make_sketch(values: Sequence[float] | npt.NDArray[np.float64]) -> Sketch:
+def make_sketch(values: Sequence[float]) -> Sketch:
     """The sketch of some values; those that are not finite are left out."""
-    if not len(values):
+    if not values:
         return EMPTY
     given = np.asarray(values, np.float64)
     given = np.clip(given[np.isfinite(given)], SMALLEST, LARGEST)
@@ -90,7 +90,7 @@ def make_sketch(values: Sequence[float] | npt.NDArray[np.float64]) -> Sketch:
     return Sketch(*np.unique(indexes, return_counts=True))
 
 
-def extend_sketch(data: bytes | None, values: Sequence[float] | npt.NDArray[np.float64]) -> bytes:
+def extend_sketch(data: bytes | None, values: Sequence[float]) -> bytes:
     """The sketch `data` (None: an empty one) with some more values, as bytes.
 
     Few values are added without NumPy, whose calls would take ten times as long.
@@ -103,7 +103,7 @@ def extend_sketch(data: bytes | None, values: Sequence[float] | npt.NDArray[np.f
         step = numbers[place]
         index += step if place else (step >> 1 if step % 2 == 0 else -(step + 1 >> 1))
         counts[index] = numbers[place + 1]
-    for value in np.asarray(values, np.float64).tolist():
+    for value in values:
         if math.isfinite(value):
             bounded = min(max(value, SMALLEST), LARGEST)
             index = math.ceil(math.log(bounded) / _LOG_GAMMA - 1e-9)
