@@ -28,6 +28,7 @@ err = Console(stderr=True, highlight=False, emoji=False)
 
 _VERBS = {
     "resolve": "Looking up the model",
+    "find": "Looking it up",
     "resolve_packages": "Looking up packages",
     "install": "Installing",
     "download": "Downloading",

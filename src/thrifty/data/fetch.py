@@ -15,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urljoin
@@ -54,7 +55,11 @@ def fetch_set(
     with lock_file(folder / ".lock"):
         if target.exists():
             return target
-        write_atomically(target, _make(chosen, folder / ".packages", judged, store, on_progress))
+
+        def tell(progress: Progress) -> None:
+            on_progress(replace(progress, step=f"{name}: {progress.step}"))
+
+        write_atomically(target, _make(chosen, folder / ".packages", judged, store, tell))
     return target
 
 
@@ -82,7 +87,7 @@ def _make(
 
 def _download_package(source: Source, folder: Path, store: Store, on_progress: OnProgress) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    on_progress(Progress("resolve", 0, 0))
+    on_progress(Progress("find", 0, 0))
     filename, url, sha256 = _find_file(source)
     path = folder / filename
     if not path.exists():
