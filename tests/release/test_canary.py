@@ -231,7 +231,7 @@ def test_conversations_that_go_on_keep_their_version_whichever_way_the_share_goe
     [
         ([1] * 40 + [-1] * 6 + [0] * 42, "better"),
         ([-1] * 60 + [1] * 5 + [0] * 10, "worse"),
-        ([1] * 20 + [-1] * 5 + [0] * 60, "not worse"),
+        ([1, 1, 1, -1] * 5 + [0] * 60, "not worse"),
         ([1, -1] * 20, "inconclusive"),
         ([0] * 5, "inconclusive"),
     ],
@@ -243,3 +243,14 @@ def test_the_interval_of_pairs_agrees_with_their_verdict(outcomes: list[int], ve
     assert found.low <= found.difference <= found.high
     assert (found.low > 0) == (verdict == "better")
     assert (found.high < 0) == (verdict == "worse")
+
+
+@pytest.mark.parametrize(
+    ("proof", "verdict"), [([1] * 9 + [1, 1, 0, 0], "better"), ([1, 1, 1, -1] * 5, "not worse")]
+)
+def test_a_pair_that_comes_late_takes_no_verdict_back(proof: list[int], verdict: str) -> None:
+    """As one that was asked about before the shadow ended, and is answered afterwards."""
+    outcomes = proof + [0] * next(
+        n for n in range(200) if weigh_pairs(proof + [0] * n, 0.0, 0.1, 0.005).verdict == verdict
+    )
+    assert weigh_pairs([*outcomes, -1, -1], 0.0, 0.1, 0.005).verdict == verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import itertools
 import logging
@@ -314,6 +315,14 @@ class LlamaCppBackend:
                 continue
             self._running.add(number)
             job.task = asyncio.get_running_loop().create_task(self._run(job))
+            # A task that is cancelled before its first step runs no `finally`.
+            job.task.add_done_callback(functools.partial(self._release, job))
+
+    def _release(self, job: _Job, _: asyncio.Task[None]) -> None:
+        """A generation has ended: its slot goes to the next one."""
+        self._jobs.pop(job.number, None)
+        self._running.discard(job.number)
+        self._begin_waiting()
 
     async def _run(self, job: _Job) -> None:
         try:
@@ -326,10 +335,6 @@ class LlamaCppBackend:
         except Exception as error:
             log.exception("an answer of llama.cpp cannot be read")
             job.on_failure(Failure(job.number, "engine", f"llama.cpp's answer is odd: {error!r}"))
-        finally:
-            self._jobs.pop(job.number, None)
-            self._running.discard(job.number)
-            self._begin_waiting()
 
     async def _answer(self, job: _Job) -> None:
         sampling = job.sampling
