@@ -30,6 +30,7 @@ from thrifty.db.improve import (
     end_step,
     find_active_run,
     lease_name,
+    note_outputs,
     read_run,
     set_run_state,
 )
@@ -48,6 +49,7 @@ from thrifty.release.manage import abort_release, start_release
 from thrifty.release.plan import parse_plan
 from thrifty.spec import parse_spec
 from thrifty.spec.improve import ImproveGateSpec
+from thrifty.types import Progress
 
 
 @pytest.fixture
@@ -325,3 +327,25 @@ def test_versions_of_earlier_turns_without_traffic_are_stopped(
     )
     retire_versions(turn, "m@v3")
     assert [one.label for one in turn.read().versions] == ["a", "m@v2", "m@v3"]
+
+
+def test_the_progress_of_a_step_is_seen_by_others_until_it_ends(
+    home: Home, database: Database
+) -> None:
+    want(database, deployment(echo("a")), gateway=service(record_prompts=True))
+    run = read_run(database, begin(database))
+    shown: list[Progress] = []
+    turn = replace(make_turn(home, database), run=run, on_progress=shown.append)
+
+    def work(turn: Turn) -> dict[str, Any]:
+        note_outputs(database, run, "gate", {"failed": ["chat"]})
+        for done in (1, 2):
+            turn.on_progress(Progress("ask", done, 9, "questions"))
+        progress = {"step": "ask", "done": 1, "total": 9, "unit": "questions"}
+        found = read_run(database, run.id).steps["gate"].outputs
+        assert found == {"failed": ["chat"], "progress": progress}
+        return {"verdict": "passed"}
+
+    _do_step(turn, "gate", work)
+    assert [one.done for one in shown] == [1, 2]
+    assert read_run(database, run.id).steps["gate"].outputs == {"verdict": "passed"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,15 +11,24 @@ from typing import Any
 import typer
 
 from thrifty.artifacts import Store
-from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
+from thrifty.cli.show import (
+    describe_progress,
+    print_json,
+    print_line,
+    print_table,
+    show_progress,
+    tell,
+)
 from thrifty.control.service_api import Actor
 from thrifty.db.database import look_at_database
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import (
     PROMOTED,
     RELEASING,
+    RUNNING,
     WAITING,
     ImproveRun,
+    ImproveStep,
     approve_run,
     count_new_feedback,
     describe_run,
@@ -31,7 +41,7 @@ from thrifty.improve.estimate import describe_turn
 from thrifty.improve.run import open_turn, run_turn, settle_run
 from thrifty.improve.story import tell_story
 from thrifty.improve.turn import Turn, find_deployment
-from thrifty.types import OnProgress
+from thrifty.types import OnProgress, Progress
 from thrifty.untrusted_text import sanitize_line
 
 MOST_COUNTED = 1_000_000
@@ -157,7 +167,7 @@ def run_status(deployment: str | None, *, limit: int, as_json: bool) -> None:
             f"{run.state.replace('_', ' ')}"
         )
         rows = [
-            (f"  {one.step}", one.state, _took(one.began_s, one.ended_s),
+            (f"  {one.step}", one.state, _took(one),
              sanitize_line(one.error or _sum_up(one.outputs), 200))
             for one in run.steps.values()
         ]  # fmt: skip
@@ -169,6 +179,8 @@ def run_status(deployment: str | None, *, limit: int, as_json: bool) -> None:
 
 
 def _sum_up(outputs: dict[str, Any]) -> str:
+    if "progress" in outputs:
+        return describe_progress(Progress(**outputs["progress"]))
     shown = ("data", "method", "learned", "model", "served", "verdict", "release", "state", "who")
     return ", ".join(f"{name} {outputs[name]}" for name in shown if outputs.get(name) is not None)
 
@@ -224,5 +236,8 @@ def _when(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _took(began_s: float, ended_s: float | None) -> str:
-    return "" if ended_s is None else f"{ended_s - began_s:.1f} s"
+def _took(step: ImproveStep) -> str:
+    """How long a step took, or takes so far."""
+    if step.ended_s is None and step.state != RUNNING:
+        return ""
+    return f"{(step.ended_s or time.time()) - step.began_s:.1f} s"

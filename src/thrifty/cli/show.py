@@ -125,6 +125,11 @@ def show_progress() -> Iterator[OnProgress]:
             bars.update(task, total=1, completed=1)
 
 
+def describe_progress(step: Step) -> str:
+    """A step in words, and how far it is."""
+    return f"{_say(step)} {_amount(step)}".rstrip()
+
+
 class _PlainProgress:
     def __init__(self) -> None:
         self._step = self._line = ""
@@ -136,7 +141,7 @@ class _PlainProgress:
         if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S and not ended:
             return
         self._step, self._shown_s = step.step, now_s
-        line = f"{_say(step)} {_amount(step)}".rstrip()
+        line = describe_progress(step)
         if line != self._line:
             self._line = line
             err.print(line)

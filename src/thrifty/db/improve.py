@@ -178,6 +178,22 @@ def note_outputs(
     _write_step(database, run, step, {"outputs": _dump(outputs)})
 
 
+def note_progress(
+    database: Database, run: ImproveRun, step: str, progress: Mapping[str, Any]
+) -> None:
+    """Note under `progress` how far a running step is, beside what it has come to so far. Raises
+    `DatabaseError`.
+    """
+    where = (improve_steps.c.run_id == run.id) & (improve_steps.c.step == step)
+    where &= improve_steps.c.state == RUNNING
+    with database.begin() as connection:
+        found = connection.execute(select(improve_steps.c.outputs).where(where)).scalar()
+        if found is not None:
+            outputs = _dump({**msgspec.json.decode(found), "progress": progress})
+            connection.execute(update(improve_steps).where(where).values(outputs=outputs))
+            _touch(connection, run)
+
+
 def end_step(database: Database, run: ImproveRun, step: str, outputs: Mapping[str, Any]) -> None:
     """Note that a step is done. Raises `DatabaseError`."""
     values = {"state": DONE, "ended_s": time.time(), "outputs": _dump(outputs)}

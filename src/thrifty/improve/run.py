@@ -11,8 +11,9 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +39,7 @@ from thrifty.db.improve import (
     forget_try,
     lease_name,
     note_outputs,
+    note_progress,
     read_run,
     set_run_state,
 )
@@ -49,9 +51,12 @@ from thrifty.home import Home, make_private_folder
 from thrifty.improve import steps
 from thrifty.improve.collect import collect
 from thrifty.improve.turn import ImproveError, Turn, TurnEnds, find_deployment, read_settings
+from thrifty.types import OnProgress, Progress
 
 LEASE_S = 60.0
 RENEW_S = 15.0
+PROGRESS_S = 5.0
+"""How often a step's progress is noted, for those who did not begin the run."""
 RELEASE = "release"
 STEPS: dict[str, Callable[[Turn], dict[str, Any]]] = {
     "collect": collect, "train": steps.train, "compress": steps.compress, "gate": steps.gate,
@@ -119,7 +124,7 @@ def _do_step(turn: Turn, name: str, work: Callable[[Turn], dict[str, Any]]) -> N
     begin_step(turn.database, turn.run, name, inputs)
     turn.on_note(f"{name}: begins")
     try:
-        outputs = work(turn)
+        outputs = work(replace(turn, on_progress=_note_progress(turn, name)))
     except TurnEnds as error:
         fail_step(turn.database, turn.run, name, str(error))
         _end(turn, error.state, str(error))
@@ -137,6 +142,22 @@ def _do_step(turn: Turn, name: str, work: Callable[[Turn], dict[str, Any]]) -> N
     else:
         end_step(turn.database, turn.run, name, outputs)
         turn.on_note(f"{name}: done")
+
+
+def _note_progress(turn: Turn, name: str) -> OnProgress:
+    """What shows the progress of a step, and notes it in the step's row now and then."""
+    assert turn.run is not None
+    run, next_s = turn.run, 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal next_s
+        turn.on_progress(progress)
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + PROGRESS_S
+            with contextlib.suppress(DatabaseError):
+                note_progress(turn.database, run, name, asdict(progress))
+
+    return show
 
 
 def _fail(turn: Turn, name: str, error: Exception) -> ImproveError:

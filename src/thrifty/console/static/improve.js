@@ -80,6 +80,12 @@ const SHOWN = ["data", "method", "model", "served", "label", "verdict", "against
   "after", "unit", "best_step", "steps"];
 const show = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value));
 
+/** How far a step is that runs. */
+function showProgress(progress) {
+  if (!progress?.total || progress.unit === "bytes") return progress?.step;
+  return `${progress.step}: ${formatCount(progress.done)} of ${formatCount(progress.total)} ${progress.unit}`;
+}
+
 function Steps({ steps }) {
   const columns = [
     { name: "Step", cell: (one) => one.step },
@@ -87,7 +93,7 @@ function Steps({ steps }) {
       one.tries > 1 ? html` <span class="quiet">${one.tries} tries</span>` : ""}` },
     { name: "Took", number: true, cell: (one) => (one.ended_s == null ? "–"
       : formatDuration(Math.max(0, one.ended_s - one.began_s))) },
-    { name: "What it came to", cell: (one) => one.error || SHOWN.filter((name) => one.outputs[name] != null)
+    { name: "What it came to", cell: (one) => one.error || showProgress(one.outputs.progress) || SHOWN.filter((name) => one.outputs[name] != null)
       .map((name) => `${words(name)} ${show(one.outputs[name])}`).join(", ") },
   ];
   return html`<${Card} title="Steps"><${Table} caption="Steps of the run" columns=${columns} rows=${steps}
