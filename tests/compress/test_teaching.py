@@ -422,6 +422,7 @@ def test_minutes_end_in_time_and_go_on(
     assert longer["losses"][:kept] == first["losses"][:kept]
     same = [one for one in first["held_out"] if one[0] <= kept]
     assert longer["held_out"][: len(same)] == same
-    assert longer["falls_from"] > kept
+    # Starting takes much of these seconds, so that it may fall at once.
+    assert longer["falls_from"] >= kept
     with pytest.raises(CompressionError, match="counts them"):
         run(minutes + 0.1, resume=True)
