@@ -257,7 +257,7 @@ def test_what_a_student_writes_begins_and_ends_with_an_answer(tmp_path: Path) ->
 
     def write(number: int, step: int = 0, ends: Any = ()) -> Any:
         objective = NextTokens(examples, [], training, ends=ends)
-        objective.step = step
+        objective.steps_made = step
         return objective._read(model, number, "cpu")
 
     answer = write(0)

@@ -373,7 +373,7 @@ class Trainer:
         groups = [
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
-        self._objective.step = self.state.step
+        self._objective.steps_made = self.state.step
         self._objective.prepare(self._model, own, accelerator.device)
         # Processes average their gradients, so that each of them counts by its weight in the step.
         weight = self._objective.weigh(numbers) / accelerator.num_processes

@@ -48,7 +48,7 @@ class Objective(ABC):
     say the same."""
     few_tokens: int = 0
     """Tokens that `measure_few` takes; 0 if there is no such thing."""
-    step: int = 0
+    steps_made: int = 0
     """How many steps were made; the loop sets it before each."""
     concurrent: bool = False
     """Whether several threads may call `loss` at once, after `prepare`."""

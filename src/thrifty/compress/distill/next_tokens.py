@@ -133,7 +133,7 @@ class NextTokens(Objective):
         text = self._examples.text(number)
         first = int(np.argmax(text.counted)) or len(text.tokens) // 2 - 1
         seed = self._training.seed
-        draws = random.Random(f"{seed} {self.step} {number} written").getrandbits(63)
+        draws = random.Random(f"{seed} {self.steps_made} {number} written").getrandbits(63)
         written = _write(
             model, text.tokens[: first + 1], len(text.tokens), self._ends, draws, device
         )
