@@ -30,11 +30,19 @@ from thrifty.compress.distill.answers import (
 )
 from thrifty.compress.distill.settings import DIVERGENCES as NAMES
 from thrifty.compress.distill.settings import Training
-from thrifty.compress.distill.training_examples import LinePieces, Part, TrainingExamples, pack
+from thrifty.compress.distill.training_examples import (
+    LinePieces,
+    LiveTeacher,
+    Part,
+    TrainingExamples,
+    pack,
+)
 from thrifty.compress.mix import as_mix
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate import EvaluationOptions, evaluate
+from thrifty.evaluate.scorer import TopTokens
+from thrifty.evaluate.windows import TokenWindow
 from thrifty.home import Home
 
 torch = pytest.importorskip("torch")
@@ -164,6 +172,107 @@ def test_low_rank_changes_merge_into_what_they_were() -> None:
     assert set(model.state_dict()) == names
 
 
+def make_windows(*sizes: tuple[int, int]) -> list[TokenWindow]:
+    """Texts of so many tokens, of which so many predictions count, all but the first."""
+    rng = np.random.default_rng(3)
+    return [
+        TokenWindow(
+            rng.integers(0, 256, length),
+            (np.arange(length - 1) >= 1) & (np.arange(length - 1) < 1 + counted),
+        )
+        for length, counted in sizes
+    ]
+
+
+def open_student(folder: Path) -> Any:
+    from thrifty.evaluate.torch_model import load_torch_model
+
+    STUDENT.write_safetensors(folder)
+    return student.Student(load_torch_model(folder, "tiny")).eval()
+
+
+def test_each_prediction_that_counts_weighs_the_same_and_no_other_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.compress.distill.next_tokens import NextTokens
+
+    model = open_student(tmp_path)
+    windows = make_windows((100, 12), (60, 58), (100, 90), (30, 5))
+    parts = [Part("a", LinePieces(windows[:3])), Part("b", LinePieces(windows[3:]))]
+    objective = NextTokens(TrainingExamples(parts, 1, has_teacher=False), [], TRAINING)
+    assert objective.weigh([0, 1, 2]) == pytest.approx(3), "a domain keeps its share"
+    assert objective.weigh([0]) / objective.weigh([2]) == pytest.approx(12 / 90)
+    assert objective.weigh([3]) == pytest.approx(1)
+    rows = []
+    head = student._logits
+    monkeypatch.setattr(student, "_logits", lambda x, w: rows.append(len(x)) or head(x, w))
+    found, count = objective.loss(model, [0, 1, 2], "cpu")
+    assert (count, sum(rows)) == (260, 160)
+    losses = []
+    for one in windows[:3]:
+        logits = model.inner(torch.from_numpy(one.tokens)[None]).logits[0, :-1]
+        chosen = logits.log_softmax(1).gather(1, torch.from_numpy(one.tokens[1:, None]))[:, 0]
+        losses.append(-chosen[torch.from_numpy(one.counted)])
+    assert found.item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    found.backward()
+
+
+def test_a_window_without_anything_to_learn_gives_no_gradient(tmp_path: Path) -> None:
+    from thrifty.compress.distill.next_tokens import NextTokens
+
+    model = open_student(tmp_path)
+    parts = [Part("a", LinePieces(make_windows((20, 0))))]
+    objective = NextTokens(TrainingExamples(parts, 1, has_teacher=False), [], TRAINING)
+    loss, _ = objective.loss(model, [0], "cpu")
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+class Asked:
+    """A live teacher that is shown what the student writes, and predicts anything."""
+
+    vocab_size = 257
+
+    def rank(self, tokens: Any, k: int, rows: Any) -> Any:
+        ids = np.tile(np.arange(k), (len(tokens) - 1, 1))
+        return TopTokens(
+            ids, np.full(ids.shape, -6.0, np.float32), np.zeros(len(ids)), np.zeros((0, 257))
+        )
+
+
+def test_what_a_student_writes_begins_and_ends_with_an_answer(tmp_path: Path) -> None:
+    from thrifty.compress.distill.next_tokens import NextTokens
+
+    model = open_student(tmp_path)
+    asked: Any = Asked()
+    teacher = LiveTeacher(asked, 8)
+    tokens = np.arange(40) % 256
+    turns = np.isin(np.arange(39), [*range(24, 30), *range(34, 39)])
+    plain = np.ones(39, np.bool_)
+    texts = [TokenWindow(tokens, turns), TokenWindow(tokens, plain)]
+    parts = [Part("talks", LinePieces(texts, teacher))]
+    examples = TrainingExamples(parts, 40, has_teacher=True, live=teacher)
+    training = Training(tokens=8_000, on_policy=1.0)
+
+    def write(number: int, step: int = 0, ends: Any = ()) -> Any:
+        objective = NextTokens(examples, [], training, ends=ends)
+        objective.steps_made = step
+        return objective._read(model, number, "cpu")
+
+    answer = write(0)
+    np.testing.assert_array_equal(answer.tokens[:25], tokens[:25])
+    assert len(answer.tokens) == 40
+    assert np.flatnonzero(answer.loss_mask).tolist() == list(range(24, 39))
+    assert len(write(0, ends=range(257)).tokens) == 26, "nothing stands behind the turn's end"
+    half = write(1)
+    np.testing.assert_array_equal(half.tokens[:20], tokens[:20])
+    assert int(np.argmax(half.loss_mask)) == 19
+    torch.manual_seed(77)  # As after a restart.
+    np.testing.assert_array_equal(write(0).tokens, answer.tokens)
+    assert (write(0, step=1).tokens != answer.tokens).any()
+
+
 # short texts share windows
 
 
@@ -187,7 +296,9 @@ def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
     firsts = [3, 0, 20, 10, 7]
-    parts = [Part("texts", LinePieces(texts, firsts))]
+    counted = [np.arange(len(t) - 1) >= f for t, f in zip(texts, firsts, strict=True)]
+    windows = [TokenWindow(t, c) for t, c in zip(texts, counted, strict=True)]
+    parts = [Part("texts", LinePieces(windows))]
     together = NextTokens(TrainingExamples(parts, 128, has_teacher=False), [0, 1], TRAINING)
     alone = NextTokens(TrainingExamples(parts, 1, has_teacher=False), range(5), TRAINING)
     assert together._examples.count == 2

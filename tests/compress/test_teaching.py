@@ -20,14 +20,23 @@ from tests.parts import running_echo
 from tests.text import templates
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.chat_templates import write_chat_templates
+from thrifty.compress.distill import teaching as teaching_module
 from thrifty.compress.distill.answers import (
     MOST_ROUNDS,
+    Sampling,
     Tally,
     is_loop,
     read_document_prompts,
     read_prompts,
 )
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.teaching import (
+    Teacher,
+    Teaching,
+    plan_parts,
+    read_windows,
+    write_window,
+)
 from thrifty.compress.distill.training_examples import (
     LinePieces,
     Part,
@@ -35,10 +44,13 @@ from thrifty.compress.distill.training_examples import (
     TrainingExamples,
     join,
 )
-from thrifty.compress.mix import Mix, Source, as_mix
+from thrifty.compress.mix import Mix, Source, as_mix, read_source
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.asking import Serve
+from thrifty.evaluate.reference import open_record
+from thrifty.evaluate.scorer import TopTokens
+from thrifty.evaluate.windows import TokenWindow, count_all
 from thrifty.home import Home
 
 torch = pytest.importorskip("torch")
@@ -102,7 +114,7 @@ def test_prompts_are_those_of_conversations_and_about_passages(tmp_path: Path) -
 
 def test_examples_keep_their_numbers_when_parts_grow() -> None:
     rng = np.random.default_rng(5)
-    texts = [rng.integers(0, 256, size) for size in rng.integers(10, 60, 60)]
+    texts = [count_all(rng.integers(0, 256, size)) for size in rng.integers(10, 60, 60)]
 
     def make(*ends: int) -> TrainingExamples:
         parts = [
@@ -146,6 +158,100 @@ def test_what_stands_between_texts_has_a_finite_loss_that_does_not_count() -> No
     (loss * torch.from_numpy(joined.loss_mask)).sum().backward()
     assert bool(torch.isfinite(student.grad).all())
     assert float(student.grad[4].abs().sum()) == 0
+
+
+# parts
+
+
+def test_lines_keep_which_turns_count(tmp_path: Path) -> None:
+    counted = np.isin(np.arange(39), [*range(5, 9), *range(20, 39)])
+    window = TokenWindow(np.arange(40), counted)
+    path = tmp_path / "lines.jsonl"
+    answer = {"tokens": [1, 2, 3, 4], "first": 1}
+    unusable = {"tokens": [], "first": 0}
+    path.write_bytes(
+        write_window(window) + "".join(json.dumps(o) + "\n" for o in (answer, unusable)).encode()
+        + b'{"tokens": [1'
+    )  # fmt: skip
+    found = read_windows(path)
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[0].counted, counted)
+    assert found[1].counted.tolist() == [False, True, True]
+
+
+class Uniform:
+    """A teacher to whom all tokens are equal; counts what it reads."""
+
+    vocab_size, context_length = 257, 512
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def rank(self, tokens: Any, k: int, rows: Any) -> TopTokens:
+        self.read += len(tokens)
+        ids = np.tile(np.arange(k), (len(tokens) - 1, 1))
+        logprobs = np.full(ids.shape, -np.log(257), np.float32)
+        return TopTokens(ids, logprobs, logprobs[:, 0], np.zeros((len(rows), 257), np.float32))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def make_teaching(folder: Path, text: Path, teacher: Any = None) -> Teaching:
+    one = Teacher(
+        "uniform", "uniform", make_tokenizer(), Sampling(window=64), folder,
+        open=None if teacher is None else lambda: teacher,
+    )  # fmt: skip
+    return Teaching(one, plan_parts(as_mix(text), asks=False), lambda _: None, lambda _: None)
+
+
+def test_text_that_is_learned_without_records_grows_with_the_training(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt", 4000, seed=5)
+    teaching = make_teaching(tmp_path, text)
+    (part,) = teaching.parts
+    path = Path(teaching.locate(part)["lines"])
+    first = teaching.extend(200)
+    assert 200 <= teaching.tokens < 264
+    kept = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b'{"tokens": [1')  # A killed run's.
+    second = make_teaching(tmp_path, text).extend(1000)
+    assert second[part.name] > first[part.name]
+    assert path.read_bytes().startswith(kept)
+    longest = teaching.extend(100_000)
+    windows = read_windows(path)
+    assert longest[part.name] == len(windows)
+    expected = list(read_source(part.source, make_tokenizer(), 64))
+    for found, window in zip(windows, expected, strict=True):
+        np.testing.assert_array_equal(found.tokens, window.tokens)
+
+
+def test_trainings_that_record_at_the_same_time_keep_each_others_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = write_text(tmp_path / "text.txt", 4000, seed=5)
+    slow, fast = Uniform(), Uniform()
+    waiting = make_teaching(tmp_path, text, slow)
+    (part,) = waiting.parts
+    waiting.extend(200)
+    lock = teaching_module.lock_file
+
+    def wait(path: Path) -> Any:
+        """While one waits for the lock, another training records more."""
+        monkeypatch.setattr(teaching_module, "lock_file", lock)
+        make_teaching(tmp_path, text, fast).extend(1000)
+        return lock(path)
+
+    monkeypatch.setattr(teaching_module, "lock_file", wait)
+    slow.read = 0
+    waiting.extend(1200)
+    record = open_record(Path(waiting.locate(part)["record"]))
+    expected = list(read_source(part.source, make_tokenizer(), 64))
+    assert record.windows == -(-1200 // 64)
+    for found, window in zip(record.read(), expected, strict=False):
+        np.testing.assert_array_equal(found.tokens, window.tokens)
+    assert slow.read < 300, "what the other one recorded is not recorded again"
+    assert fast.read > 700
 
 
 # trainings
@@ -306,11 +412,17 @@ def test_minutes_end_in_time_and_go_on(
     took_s = time.monotonic() - began_s
     assert first["budget"]["minutes"] == minutes
     assert first["after"] < first["before"]
-    assert first["schedule"] == "constant"
+    assert first["schedule"] == "constant, then falling"
     assert took_s < 60 * minutes * 1.1
     longer = run(minutes + 0.2, resume=True)
     assert longer["steps"] > first["steps"]
-    assert longer["losses"][: first["steps"]] == first["losses"]
-    assert longer["held_out"][: len(first["held_out"])] == first["held_out"]
+    # It goes on from before the learning rate fell.
+    kept = first["falls_from"]
+    assert 0 < kept < first["steps"] - 1
+    assert longer["losses"][:kept] == first["losses"][:kept]
+    same = [one for one in first["held_out"] if one[0] <= kept]
+    assert longer["held_out"][: len(same)] == same
+    # Starting takes much of these seconds, so that it may fall at once.
+    assert longer["falls_from"] >= kept
     with pytest.raises(CompressionError, match="counts them"):
         run(minutes + 0.1, resume=True)

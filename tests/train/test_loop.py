@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from safetensors import SafetensorError  # noqa: E402
 from thrifty.errors import TrainingError  # noqa: E402
 from thrifty.train import lora  # noqa: E402
 from thrifty.train.loop import Trainer, write_tensors  # noqa: E402
+from thrifty.train.outlook import find_points  # noqa: E402
 from thrifty.train.schedule import choose_rate  # noqa: E402
 from thrifty.train.settings import LoopSettings  # noqa: E402
-from thrifty.train.state import Objective  # noqa: E402
+from thrifty.train.state import Limits, Objective  # noqa: E402
+from thrifty.train.trunk import restore_trunk  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -188,3 +191,158 @@ def test_a_student_that_is_near_its_teacher_learns_slowly() -> None:
     assert 0 < rates[-1] < rates[2] < full / 4
     chosen = LoopSettings(tokens=10_000, batch_tokens=1024, learning_rate=1e-3)
     assert choose_rate(chosen, 1024, 0.01) == 1e-3
+
+
+# minutes
+
+
+class Clock:
+    """A clock that goes on as steps and evaluations take their time."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+class Timed(Squares):
+    """Takes a second for a micro-batch, and 7 for an evaluation."""
+
+    held_out_tokens = 28
+
+    def __init__(self, clock: Clock, few_tokens: int = 0) -> None:
+        super().__init__(concurrent=False)
+        self.clock, self.few_tokens = clock, few_tokens
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        self.clock.now_s += 1
+        return super().loss(model, numbers, device)
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        self.clock.now_s += 7
+        return super().measure(model, device, rank, ranks)
+
+    def measure_few(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        self.clock.now_s += 1
+        total, count = super().measure(model, device, rank, ranks)[""]
+        return {"": (2 * total, count)}  # On another scale.
+
+
+def train_for(
+    folder: Path, clock: Clock, budget_s: float, rates: list[float] | None = None, few_tokens: int = 0,
+    notes: list[str] | None = None, **changes: Any,
+) -> Trainer:  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    settings = LoopSettings(
+        **{"minutes": budget_s / 60, "batch_examples": 1, "learning_rate": 1e-3, **changes}
+    )
+    trainer = Trainer(
+        torch.nn.Linear(4, 1), Timed(clock, few_tokens), settings, folder,
+        accelerate.Accelerator(cpu=True),
+    )  # fmt: skip
+    path = folder / "state.json"
+    spent_s = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+
+    def note_rate(progress: Any) -> None:
+        if rates is not None:
+            rates.append(trainer._optimizer.param_groups[0]["lr"])
+
+    limits = Limits(deadline_s=clock.now_s + budget_s - spent_s, budget_s=budget_s)
+    assert trainer.run(note_rate, (notes if notes is not None else []).append, limits)
+    return trainer
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("thrifty.train.loop.time", clock)
+    return clock
+
+
+def test_a_rate_falls_to_nothing_at_the_end_of_the_time(tmp_path: Path, clock: Clock) -> None:
+    rates: list[float] = []
+    trainer = train_for(tmp_path, clock, 400, rates)
+    assert clock.now_s - 1000 <= 400
+    first = trainer.state.falls_from
+    assert first is not None
+    assert 0.7 < first / len(rates) < 0.8
+    assert rates[4:first] == [1e-3] * (first - 4), "five steps warm up"
+    falling = rates[first:]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < 0.05e-3
+    assert falling[len(falling) // 2] == pytest.approx(1e-3 * (1 - 0.5**0.5), rel=0.2)
+    rates.clear()
+    train_for(tmp_path / "stays", clock, 400, rates, schedule="constant")
+    assert rates[-1] == 1e-3
+
+
+def test_a_longer_training_goes_on_from_before_the_fall(tmp_path: Path, clock: Clock) -> None:
+    short = train_for(tmp_path / "grows", clock, 400).state
+    restore_trunk(tmp_path / "grows")
+    longer = train_for(tmp_path / "grows", clock, 800).state
+    whole = train_for(tmp_path / "whole", clock, 800).state
+    assert short.falls_from is not None
+    assert longer.falls_from is not None
+    assert longer.falls_from > short.step
+    kept = min(longer.falls_from, whole.falls_from or 0)
+    assert longer.losses[:kept] == whole.losses[:kept]
+    assert longer.losses[: short.falls_from] == short.losses[: short.falls_from]
+    assert longer.losses[: short.step] != short.losses
+    assert longer.held_out[-1][1] == pytest.approx(whole.held_out[-1][1], rel=0.02)
+    assert longer.falls_for_s == 800
+
+
+def test_a_training_that_was_killed_in_the_fall_goes_on_in_it(tmp_path: Path, clock: Clock) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: Any) -> None:
+        if (
+            trainer.state.falls_from is not None
+            and trainer.state.step == trainer.state.falls_from + 5
+        ):
+            raise KilledError
+
+    torch.manual_seed(0)
+    settings = LoopSettings(minutes=400 / 60, batch_examples=1, learning_rate=1e-3)
+    trainer = Trainer(
+        torch.nn.Linear(4, 1), Timed(clock), settings, tmp_path, accelerate.Accelerator(cpu=True)
+    )
+    with pytest.raises(KilledError):
+        trainer.run(kill, limits=Limits(deadline_s=clock.now_s + 400, budget_s=400))
+    first = trainer.state.falls_from
+    again = train_for(tmp_path, clock, 400).state
+    assert first is not None
+    assert again.falls_from == first, "the checkpoint from before it is the last one"
+    assert again.losses[: first + 1] == trainer.state.losses[: first + 1]
+
+
+def test_a_restarted_training_knows_how_long_its_end_takes(tmp_path: Path, clock: Clock) -> None:
+    train_for(tmp_path, clock, 100)
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["evaluation_s"] == 7
+    assert "saving_s" in state
+    began_s = clock.now_s
+    again = train_for(tmp_path, clock, 140)
+    assert again.state.step > state["step"]
+    assert clock.now_s - began_s <= 140 - state["seconds"], "the last evaluation is in time, too"
+
+
+def test_few_examples_tell_the_end_before_there_is_a_curve(tmp_path: Path, clock: Clock) -> None:
+    notes: list[str] = []
+    plain = train_for(tmp_path / "plain", clock, 1500).state
+    trainer = train_for(tmp_path / "few", clock, 1500, few_tokens=4, notes=notes)
+    state = trainer.state
+    assert "no curve yet" in notes[0]
+    assert "now -> at the end" in notes[-1]
+    assert state.forecasts[0]["seconds"] < 0.1 * 1500 < plain.forecasts[0]["seconds"]
+    assert len(state.few[""]) < 8, "a full curve takes their place"
+    scaled = dict(find_points(state, ""))
+    assert scaled[state.few[""][1][0]] == pytest.approx(state.few[""][1][1] / 2)
+    assert state.curves[""] == [(4 * step, value) for step, value in state.held_out]

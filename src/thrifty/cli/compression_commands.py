@@ -467,7 +467,7 @@ def distill(
         str | None,
         typer.Option(
             help="The learning rate: cosine, or constant with averaged weights. Default: cosine for "
-            "tokens, constant for minutes."
+            "tokens; for minutes constant, and falling in the last quarter."
         ),
     ] = None,
     divergence: Annotated[
@@ -481,7 +481,7 @@ def distill(
         float, typer.Option(help="The weight of the distance between hidden states; 0: none.")
     ] = 0.0,
     on_policy: Annotated[
-        float, typer.Option(help="The share of windows whose second half the student writes.")
+        float, typer.Option(help="The share of windows in whose place the student writes.")
     ] = 0.0,
     live: Annotated[
         bool, typer.Option("--live", help="Ask the teacher while training; keep nothing of it.")

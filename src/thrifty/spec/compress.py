@@ -197,7 +197,7 @@ class DistillSpec(Section):
         None,
         ge=0,
         le=1,
-        description="The share of windows whose second half the student writes. Default: 0.",
+        description="The share of windows in whose place the student writes. Default: 0.",
     )
     learning_rate: Number | None = Field(
         None, gt=0, lt=1, description="At its highest. Default: by the size of a step."
@@ -232,7 +232,7 @@ class DistillSpec(Section):
     schedule: Schedule | None = Field(
         None,
         description="The learning rate: `cosine` falls to the end, `constant` stays, and weights are "
-        "averaged. Default: `cosine` for `tokens`, `constant` for `time`.",
+        "averaged. Default: `cosine` for `tokens`; for `time` constant, and falling in its last quarter.",
     )
     seed: Count | None = Field(None, description="Of what is drawn at random. Default: 0.")
 

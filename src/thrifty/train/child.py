@@ -107,7 +107,7 @@ def run_job(
         **asdict(state), "best": state.best, "unit": objective.unit, "precision": precision,
         "batch_tokens": trainer.batch_tokens, "learning_rate": trainer.learning_rate,
         "device": str(accelerator.device), "processes": accelerator.num_processes,
-        "schedule": "constant" if settings.averages else "cosine",
+        "schedule": settings.described_schedule,
     }  # fmt: skip
     write_atomically(folder / "report.json", json.dumps(report))
 

@@ -17,4 +17,5 @@ def summarize(report: dict[str, Any]) -> dict[str, Any]:
         "losses": [round(loss, 5) for loss in report["losses"]],
         "held_out": [[step, round(value, 6)] for step, value in held_out],
         "curves": report["curves"], "forecasts": report["forecasts"],
+        "falls_from": report.get("falls_from"),
     }  # fmt: skip

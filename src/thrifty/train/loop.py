@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +19,22 @@ from safetensors.torch import load_file, save_file
 
 from thrifty.errors import TrainingError
 from thrifty.files import replace_atomically, write_atomically
-from thrifty.train.forecast import forecast
+from thrifty.train.averages import swap, take_average
+from thrifty.train.forecast import LEAST_POINTS
 from thrifty.train.gradients import Gradients
-from thrifty.train.schedule import choose_rate, count_examples, find_rate
+from thrifty.train.order import order_examples
+from thrifty.train.outlook import describe_progress, find_points, tell_forecast
+from thrifty.train.schedule import (
+    choose_rate,
+    count_examples,
+    find_fall,
+    find_rate,
+    lower_rate,
+)
 from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective, State
-from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.train.trunk import keep_trunk
+from thrifty.types import OnProgress, ignore_progress
 
 Found = TypeVar("Found")
 BETAS = (0.9, 0.95)
@@ -36,12 +45,11 @@ LEAST_STEPS = 25
 TRAINED_PER_EVALUATED = 7
 """Tokens to train on between evaluations, for each token that is evaluated. Training on a token
 takes three times as long, so that evaluation takes a twentieth of the time."""
-AVERAGE_POWER = 7.0
-"""Step t keeps (1 - 1/t)^8 of the average, which so covers about the last ninth of the steps,
-however many there are. Karras et al. 2024, 2312.02696, section 3.1."""
 FIRST_EVALUATION_S, MOST_BETWEEN_S, EVALUATION_SHARE = 25.0, 120.0, 0.1
 """A training with a deadline is evaluated after so many seconds, then at twice the time, but at
 least so often; less often where an evaluation would take more than this share of the time."""
+EARLY_POINTS = LEAST_POINTS + 2
+"""Until a curve has so many points, few of the held-out examples are evaluated in between."""
 FORECAST_EVERY_S = 60.0
 EARLIEST_STOP = 0.5
 """Where the end is known, evaluations without improvement count from this share of the steps on:
@@ -77,8 +85,7 @@ class Trainer:
         self._per_step = math.ceil(count_examples(training, objective) / whole) * whole
         self.batch_tokens = self._per_step * objective.example_tokens
         self._average: dict[str, Any] = {}
-        self._evaluation_s = self._saving_s = self._last_step_s = 0.0
-        self._told_s = self._due_s = 0.0
+        self._last_step_s = self._told_s = self._due_s = self._few_due_s = 0.0
         self._limits = Limits()
         self._run_s = time.monotonic()
         self._before_s = 0.0
@@ -118,23 +125,31 @@ class Trainer:
         self._before_s = state.seconds
         if not state.held_out:
             self._note_held_out()
+            self._note_few()
         if self._objective.is_divergence:
             before = state.held_out[0][1]
             self.learning_rate = choose_rate(self._training, self.batch_tokens, before)
         self._require_time_for_a_step()
         self._told_s = time.monotonic()
         self._due_s = self._find_due()
-        numbers = self._order(state.step * self._per_step)
+        self._few_due_s = self._find_few_due()
+        numbers = order_examples(
+            state.phases, self._objective.examples, state.step * self._per_step,
+            self._training.seed, epochs_differ=self._training.epochs_differ,
+        )  # fmt: skip
         while not self._has_ended():
             if (
                 limits.steps is not None
                 and state.step >= limits.steps
+                and state.falls_from is None
                 and self._agree(self._left_s() >= limits.pause_left_s)
             ):
                 self._save()
                 return False
+            rate = find_rate(self._training, self.learning_rate, state.step, self.steps)
+            rate *= self._lower_rate()
             for group in self._optimizer.param_groups:
-                group["lr"] = find_rate(self._training, self.learning_rate, state.step, self.steps)
+                group["lr"] = rate
             began_s = time.monotonic()
             loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
             self._last_step_s = time.monotonic() - began_s
@@ -143,13 +158,21 @@ class Trainer:
             state.losses.append(loss)
             state.tokens += tokens
             state.step += 1
-            self._take_average()
+            if self._training.averages and state.falls_from is None:
+                take_average(self._average, self._trained, state.step)
             if self._is_evaluation_due():
                 self._evaluate()
                 self._tell_forecast(on_note)
+            elif self._is_early_point_due():
+                with self._averaged():
+                    self._note_few()
+                self._few_due_s = self._find_few_due()
+                self._tell_forecast(on_note)
             elif self._agree(time.monotonic() - self._told_s > FORECAST_EVERY_S):
                 self._tell_forecast(on_note)
-            on_progress(self._describe_progress(loss))
+            on_progress(
+                describe_progress(self._name, loss, state, self._training, limits, self._now_s())
+            )
         if state.held_out[-1][0] != state.step:
             self._evaluate()
         if not state.best_step:
@@ -169,10 +192,13 @@ class Trainer:
 
     def measure(self) -> dict[str, float]:
         """The mean held-out loss of each domain."""
+        return self._measure(self._objective.measure)
+
+    def _measure(self, measure: Callable[..., dict[str, tuple[float, int]]]) -> dict[str, float]:
         accelerator = self._accelerator
         self._model.eval()
         with torch.inference_mode():
-            sums = self._objective.measure(
+            sums = measure(
                 self._model,
                 accelerator.device,
                 accelerator.process_index,
@@ -197,8 +223,8 @@ class Trainer:
     def _note_held_out(self) -> None:
         began_s = time.monotonic()
         found = self.measure()
-        self._evaluation_s = time.monotonic() - began_s
         state = self.state
+        state.evaluation_s = time.monotonic() - began_s
         for name, value in found.items():
             state.curves.setdefault(name, []).append((state.tokens, value))
         state.held_out.append((state.step, sum(found.values()) / len(found)))
@@ -213,10 +239,15 @@ class Trainer:
             if self._training.keeps_last or state.held_out[-1][1] <= state.best:
                 state.best_step = state.step
                 self._save_weights("best")
-        began_s = time.monotonic()
         self._save()
-        self._saving_s = time.monotonic() - began_s
         self._due_s = self._find_due()
+
+    def _note_few(self) -> None:
+        """Evaluate few of the held-out examples, for a forecast before there is a curve."""
+        if not self._objective.few_tokens or self._limits.deadline_s is None:
+            return
+        for name, value in self._measure(self._objective.measure_few).items():
+            self.state.few.setdefault(name, []).append((self.state.tokens, value))
 
     # time
 
@@ -227,8 +258,35 @@ class Trainer:
     def _find_due(self) -> float:
         """When a training with a deadline is evaluated next, in seconds of training."""
         now_s = self._now_s()
-        between_s = max(FIRST_EVALUATION_S, self._evaluation_s / EVALUATION_SHARE)
+        between_s = max(FIRST_EVALUATION_S, self.state.evaluation_s / EVALUATION_SHARE)
         return now_s + max(between_s, min(now_s, MOST_BETWEEN_S))
+
+    def _find_few_due(self) -> float:
+        """When few examples are evaluated next, in seconds of training."""
+        objective = self._objective
+        few_s = self.state.evaluation_s * objective.few_tokens / max(1, objective.held_out_tokens)
+        return self._now_s() + max(FIRST_EVALUATION_S, few_s / EVALUATION_SHARE)
+
+    def _is_early_point_due(self) -> bool:
+        points = max((len(find_points(self.state, name)) for name in self.state.few), default=0)
+        if not 0 < points < EARLY_POINTS or self._limits.deadline_s is None:
+            return False
+        return self._agree(self._now_s() >= self._few_due_s)
+
+    def _lower_rate(self) -> float:
+        """The part of the rate that remains near the end of the time. Keeps the checkpoint from
+        before the first step that is slower.
+        """
+        state, limits = self.state, self._limits
+        if not self._training.falls or limits.deadline_s is None:
+            return 1.0
+        left = self._agree_on(find_fall(self._now_s(), self._left_s()))
+        if left < 1 and state.falls_from is None and state.step:
+            self._save()
+            if self._accelerator.is_main_process:
+                keep_trunk(self._folder)
+            state.falls_from, state.falls_for_s = state.step, limits.budget_s
+        return lower_rate(left)
 
     def _is_evaluation_due(self) -> bool:
         if self.steps is None:
@@ -246,7 +304,7 @@ class Trainer:
         """What is left for steps: the last evaluation and the checkpoint take their time, too."""
         if self._limits.deadline_s is None:
             return math.inf
-        last_s = 1.3 * (self._evaluation_s + self._saving_s)
+        last_s = 1.3 * (self.state.evaluation_s + self.state.saving_s)
         return self._limits.deadline_s - time.monotonic() - last_s
 
     def _step_s(self) -> float:
@@ -255,7 +313,7 @@ class Trainer:
         if state.step:
             return max(state.stepping_s / state.step, self._last_step_s)
         tokens = max(1, self._objective.held_out_tokens)
-        return 3 * self._evaluation_s * self.batch_tokens / tokens
+        return 3 * state.evaluation_s * self.batch_tokens / tokens
 
     def _require_time_for_a_step(self) -> None:
         limits, needed_s = self._limits, self._step_s()
@@ -270,13 +328,17 @@ class Trainer:
         )
 
     def _agree(self, decision: bool) -> bool:
-        """The same decision in all processes: the first one's, whose clock counts."""
+        """The same decision in all processes."""
+        return self._agree_on(float(decision)) > 0
+
+    def _agree_on(self, number: float) -> float:
+        """The same number in all processes: the first one's, whose clock counts."""
         accelerator = self._accelerator
         if accelerator.num_processes == 1:
-            return decision
-        own = decision and accelerator.is_main_process
-        given = torch.tensor([float(own)], device=accelerator.device)
-        return bool(accelerator.reduce(given, "sum")[0] > 0)
+            return number
+        own = number if accelerator.is_main_process else 0.0
+        given = torch.tensor([own], device=accelerator.device)
+        return float(accelerator.reduce(given, "sum")[0])
 
     def _tell_forecast(self, on_note: Callable[[str], None]) -> None:
         """Predict where each domain ends, once there is a curve."""
@@ -287,57 +349,22 @@ class Trainer:
         else:
             left_s = max(0.0, self._left_s()) * (1 - EVALUATION_SHARE)
             end = state.tokens + state.tokens / max(1e-9, state.stepping_s) * left_s
-        found = {
-            name: (curve[-1][1], known)
-            for name, curve in state.curves.items()
-            if (known := forecast(curve, max(end, state.tokens))) is not None
-        }
-        if not found:
-            return
         spent_s = limits.spent_s + self._now_s()
-        ends = {name: [round(value, 5) for value in known] for name, (_, known) in found.items()}
-        state.forecasts.append({"seconds": round(spent_s, 1), "tokens": round(end), "ends": ends})
-        parts = [
-            f"{name or 'held out'} {now:.4f} -> {value:.4f} +- {error:.4f}"
-            for name, (now, (value, error)) in found.items()
-        ]
-        on_note(f"after {spent_s / 60:.1f} minutes, now -> at the end: {'; '.join(parts)}")
-
-    def _describe_progress(self, loss: float) -> Progress:
-        state, limits = self.state, self._limits
-        what = f"loss {loss:.3f}, held out {state.best:.4f}"
-        if limits.budget_s is None and self._training.steps is not None:
-            return Progress(self._name, state.step, self._training.steps, f"steps, {what}")
-        if limits.budget_s is None:
-            return Progress(self._name, state.tokens, self._training.tokens or 0, f"tokens, {what}")
-        spent = round((limits.spent_s + self._now_s()) / 60, 1)
-        unit = f"minutes, {state.tokens} tokens, {what}"
-        return Progress(self._name, spent, round(limits.budget_s / 60, 2), unit)
-
-    # averages
-
-    def _take_average(self) -> None:
-        if not self._training.averages:
-            return
-        keep = (1 - 1 / self.state.step) ** (AVERAGE_POWER + 1)
-        weights = [parameter.detach() for parameter in self._trained.values()]
-        if not self._average:
-            self._average = {name: p.detach().clone() for name, p in self._trained.items()}
-        torch._foreach_lerp_(list(self._average.values()), weights, 1 - keep)
+        note = tell_forecast(state, max(end, state.tokens), spent_s)
+        if note or limits.deadline_s is not None:
+            on_note(note or f"after {spent_s / 60:.1f} minutes: no curve yet to tell the end from")
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The model with its averaged weights, if they are taken."""
-        self._swap()
+        """The model with its averaged weights, if they are taken. While the rate falls, the weights
+        themselves are less noisy.
+        """
+        average = self._average if self.state.falls_from is None else {}
+        swap(average, self._trained)
         try:
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for name, average in self._average.items():
-            parameter = self._trained[name]
-            self._average[name], parameter.data = parameter.data, average
+            swap(average, self._trained)
 
     def _step(self, numbers: Sequence[int]) -> tuple[float, int]:
         """One optimizer step; returns the mean loss and the number of tokens."""
@@ -346,6 +373,7 @@ class Trainer:
         groups = [
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
+        self._objective.steps_made = self.state.step
         self._objective.prepare(self._model, own, accelerator.device)
         # Processes average their gradients, so that each of them counts by its weight in the step.
         weight = self._objective.weigh(numbers) / accelerator.num_processes
@@ -358,30 +386,6 @@ class Trainer:
         both = torch.tensor([total, float(tokens)], device=accelerator.device)
         both = accelerator.reduce(both, "sum")
         return float(both[0]) / accelerator.num_processes, int(both[1])
-
-    def _order(self, done: int) -> Iterator[int]:
-        """The numbers of examples in training order, after the first `done`: those that were read
-        least, shuffled. Examples that are added later are so read before others are read again.
-        """
-        phases = self.state.phases
-        if not phases or phases[-1][1] != self._objective.examples:
-            phases.append((done, self._objective.examples))
-        read = [0] * phases[-1][1]
-        position, epoch = 0, 0
-        while True:
-            count = next(n for at, n in reversed(phases) if at <= position)
-            until = next((at for at, _ in phases if at > position), None)
-            least = min(read[:count])
-            order = [number for number in range(count) if read[number] == least]
-            random.Random(f"{self._training.seed} {epoch}").shuffle(order)
-            if until is not None:
-                order = order[: until - position]
-            for number in order:
-                read[number] += 1
-                position += 1
-                if position > done:
-                    yield number + (epoch * count if self._training.epochs_differ else 0)
-            epoch += 1
 
     def _stalled(self) -> bool:
         if self._training.keeps_last:
@@ -415,6 +419,7 @@ class Trainer:
         """
         if not self._accelerator.is_main_process:
             return
+        began_s = time.monotonic()
         self.state.seconds = self._now_s()
         name = f"step-{self.state.step}"
         tensors = {f"weight.{n}": p.detach().cpu() for n, p in self._trained.items()}
@@ -423,6 +428,7 @@ class Trainer:
                 tensors[f"{kind}.{key}"] = torch.as_tensor(value).detach().cpu()
         tensors |= {f"average.{n}": average.cpu() for n, average in self._average.items()}
         write_tensors(self._folder / f"{name}.safetensors", tensors)
+        self.state.saving_s = time.monotonic() - began_s
         note = {**asdict(self.state), "training": _describe(self._training), "file": name}
         write_atomically(self._folder / "state.json", json.dumps(note))
         for old in self._folder.glob("step-*.safetensors"):
@@ -441,7 +447,8 @@ class Trainer:
             )
         tensors = load_file(self._folder / f"{note.pop('file')}.safetensors")
         lists = ("held_out", "phases", "details")
-        for pairs in (*(note.get(name, []) for name in lists), *note["curves"].values()):
+        curves = (*note["curves"].values(), *note.get("few", {}).values())
+        for pairs in (*(note.get(name, []) for name in lists), *curves):
             pairs[:] = map(tuple, pairs)
         self.state = State(**note)
         device = self._accelerator.device

@@ -23,8 +23,11 @@ FAR, NEAREST = 0.5, 0.03
 of that rate."""
 LAST_RATE = 0.1
 """The final learning rate of a cosine, relative to the peak."""
-CONSTANT_WARM_UP = 25
-"""Steps of the warm-up of a constant learning rate."""
+CONSTANT_WARM_UP = 5
+"""Steps of the warm-up of a constant learning rate: a twentieth of those that a training in minutes
+has on slow cores. It cannot depend on their number, which is not known yet."""
+FALL_SHARE = 0.25
+"""The share of the time in which a constant rate falls at the end of a training in minutes."""
 
 
 def count_examples(training: LoopSettings, objective: Objective) -> int:
@@ -72,3 +75,18 @@ def find_rate(training: LoopSettings, highest: float, step: int, steps: int | No
         return highest * (step + 1) / max(1.0, warm)
     share = (step - warm) / max(1.0, steps - warm)
     return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def find_fall(now_s: float, left_s: float) -> float:
+    """How much of its fall a training in minutes has before it, after `now_s` seconds and with
+    `left_s` to come: above 1 before the fall, 0 at the end.
+    """
+    left_s = max(0.0, left_s)
+    return left_s / max(1e-9, FALL_SHARE * (now_s + left_s))
+
+
+def lower_rate(left: float) -> float:
+    """The part of a constant rate that remains where `left` of its fall (`find_fall`) is to come: 1
+    minus the square root of what is over. Haegele et al. 2024, 2405.18392, section 4.
+    """
+    return 1 - math.sqrt(1 - min(1.0, max(0.0, left)))

@@ -29,7 +29,8 @@ class LoopSettings:
     schedule: str | None = None
     """The learning rate after the warm-up. `cosine`: falls to the end, which must be known.
     `constant`: stays, and the result is the average of the last weights; such a training can go on.
-    None: `cosine` for `tokens` and `steps`, `constant` for `minutes`."""
+    None: `cosine` for `tokens` and `steps`; for `minutes` constant, and falling to 0 in the last
+    quarter of the time. What goes on begins from before the fall."""
     learning_rate: float | None = None
     """The peak learning rate. None: derived from the batch size."""
     batch_tokens: int | None = None
@@ -81,7 +82,19 @@ class LoopSettings:
     @property
     def averages(self) -> bool:
         """Whether the rate stays and weights are averaged."""
-        return self.schedule == "constant" or (self.schedule is None and self.minutes is not None)
+        return self.schedule == "constant" or self.falls
+
+    @property
+    def falls(self) -> bool:
+        """Whether a constant rate falls at the end of the time."""
+        return self.schedule is None and self.minutes is not None
+
+    @property
+    def described_schedule(self) -> str:
+        """The learning rate's schedule, for reports."""
+        if self.falls:
+            return "constant, then falling"
+        return "constant" if self.averages else "cosine"
 
     @property
     def freezes_embeddings(self) -> bool | None:

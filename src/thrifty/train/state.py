@@ -46,6 +46,10 @@ class Objective(ABC):
     is_divergence: bool = False
     """Whether `measure` tells how far the model is from another, in nats per token: 0 where both
     say the same."""
+    few_tokens: int = 0
+    """Tokens that `measure_few` takes; 0 if there is no such thing."""
+    steps_made: int = 0
+    """How many steps were made; the loop sets it before each."""
     concurrent: bool = False
     """Whether several threads may call `loss` at once, after `prepare`."""
 
@@ -74,6 +78,12 @@ class Objective(ABC):
         many predictions.
         """
 
+    def measure_few(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        """The same over few of the held-out examples, always the same ones of every domain."""
+        raise NotImplementedError
+
 
 @dataclass
 class State:
@@ -90,8 +100,18 @@ class State:
     """Spent on training, over all runs."""
     stepping_s: float = 0.0
     """Spent on steps alone, without starts, evaluations and checkpoints."""
+    evaluation_s: float = 0.0
+    """How long the last evaluation took."""
+    saving_s: float = 0.0
+    """How long the last checkpoint took to write."""
+    falls_from: int | None = None
+    """The step from which the rate falls, near the end of the time; None: not yet."""
+    falls_for_s: float | None = None
+    """The budget whose end that is, in seconds."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """For each domain: tokens, and the held-out loss after them."""
+    few: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """The same over few of the held-out examples, which early forecasts rest on."""
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     """What was predicted: the seconds of training, and for each domain the end and its error."""
     details: list[tuple[int, dict[str, float]]] = field(default_factory=list)

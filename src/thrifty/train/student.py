@@ -109,7 +109,7 @@ def _logits(x: Tensor, w: Tensor) -> Iterator[tuple[slice, Tensor]]:
     size = max(1, -(-rows // count))
     raw = torch.empty(size, vocabulary, dtype=x.dtype, device=x.device)
     logits = torch.empty(size, vocabulary, device=x.device)
-    for at in range(0, rows, size):
+    for at in range(0, max(1, rows), size):  # One empty part of no rows.
         part = x[at : at + size]
         torch.mm(part, w.T, out=raw[: len(part)])
         yield slice(at, at + size), logits[: len(part)].copy_(raw[: len(part)])

@@ -153,7 +153,7 @@ def ask_teacher(
         return tally.tokens >= tokens or stopped() or time.monotonic() >= until_s
 
     def use(url: str, name: str) -> None:
-        kept = _read_kept(path)
+        kept = read_kept(path)
         try:
             with closing(ServedUrl(url, key_env)) as served:
                 rest = itertools.islice(enumerate(prompts()), len(kept), None)
@@ -293,12 +293,12 @@ def is_loop(text: str) -> bool:
 def count_answers(path: Path) -> Tally:
     """How the answers in a file are, which may not be there."""
     tally = Tally()
-    for line in _read_kept(path):
+    for line in read_kept(path):
         _count(tally, json.loads(line))
     return tally
 
 
-def _read_kept(path: Path) -> list[bytes]:
+def read_kept(path: Path) -> list[bytes]:
     """The whole lines of a file of answers; a killed run may have left a part of one."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 

@@ -7,8 +7,9 @@ after them is what fits into the time at the measured rates. Where training turn
 on a machine that was busy and is no more, the third step and the fourth are repeated. The teacher's
 work ends when its time is over, however much of it is done, and at least `TRAINING_SHARE` of all is
 left to train in; text is read again then. Counted is the time that this training was worked on, the
-teacher's included; not counted is what a killed run had not kept, and reading what earlier
-trainings had prepared costs nothing.
+teacher's included; not counted is what a killed run had not kept, nor what an extended training
+leaves (the steps in which the learning rate fell to an end that is none any more), and reading what
+earlier trainings had prepared costs nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.training_inputs import HELD_OUT_TOKENS, TrainingInputs
 from thrifty.errors import CompressionError
 from thrifty.files import write_atomically
+from thrifty.train.trunk import restore_trunk
 
 FIRST_STEPS = 5
 """Steps after which the rate of training is known."""
@@ -239,6 +241,9 @@ def _open(folder: Path, minutes: float, *, resume: bool, extend: bool) -> Spent:
             if old.name != "lock":
                 old.unlink()
         spent = Spent()
+    fell_for_s = _read_state(folder).get("falls_for_s")
+    if fell_for_s is not None and fell_for_s != 60 * minutes:
+        restore_trunk(folder)
     spent.minutes, spent.ended = minutes, False
     _write(folder, spent)
     return spent

@@ -8,6 +8,7 @@ them, and go on where a killed run stopped.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import threading
@@ -31,6 +32,7 @@ from thrifty.compress.distill.answers import (
     describe,
     read_beginnings,
     read_document_prompts,
+    read_kept,
     read_prompts,
 )
 from thrifty.compress.distill.effort import AskingWatch, Effort
@@ -41,7 +43,6 @@ from thrifty.evaluate.open_model import digest_vocabulary
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord
 from thrifty.evaluate.scorer import Ranker
 from thrifty.evaluate.windows import TokenWindow
-from thrifty.files import replace_atomically
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress
 
@@ -293,9 +294,9 @@ class Teaching:
                 if self._teacher.open is None:
                     lengths = self._fill_lines(part, tokens)
                 else:
-                    record = self._open_record(part, scorer)
                     if scorer is not None and not self._is_recorded(part, tokens):
-                        self._extend_record(part, record, scorer, tokens, part_until_s)
+                        self._extend_record(part, scorer, tokens, part_until_s)
+                    record = self._open_record(part, scorer)
                     lengths = [int(length) for length in record.lengths]
                 ends = np.cumsum(lengths)
                 count = min(len(lengths), int(np.searchsorted(ends, tokens)) + 1)
@@ -317,52 +318,48 @@ class Teaching:
         ended = record.complete and not part.answered
         return ended or int(record.lengths.sum()) >= round(tokens)
 
-    def _extend_record(
-        self,
-        part: PartPlan,
-        record: ReferenceRecord,
-        scorer: Ranker,
-        tokens: int,
-        until_s: float,
-    ) -> None:
-        before = int(record.lengths.sum())
-        began_s = time.monotonic()
-        with lock_file(record.folder / "lock"):
+    def _extend_record(self, part: PartPlan, scorer: Ranker, tokens: int, until_s: float) -> None:
+        with lock_file(self._record_folder(part) / "lock"):
+            # Opened under the lock: another training may have extended it while this one waited.
+            record = self._open_record(part, scorer)
+            before = int(record.lengths.sum())
+            began_s = time.monotonic()
             if part.answered:
                 (record.folder / "complete").unlink(missing_ok=True)
             record.extend(
                 scorer, self._windows(part), self._on_progress, tokens, enough=tokens,
                 until_s=until_s,
             )  # fmt: skip
-        recorded = int(record.lengths.sum()) - before
-        self.effort.add_recorded(recorded, time.monotonic() - began_s)
+            recorded = int(record.lengths.sum()) - before
+            self.effort.add_recorded(recorded, time.monotonic() - began_s)
 
     def _windows(self, part: PartPlan) -> Iterator[TokenWindow]:
-        if not part.answered:
-            window = self._teacher.sampling.window
-            yield from read_source(part.source, self._teacher.tokenizer, window)
+        if part.answered:
+            yield from read_windows(self._lines(part))
             return
-        path = self._lines(part)
-        for line in read_lines(path) if path.exists() else ():
-            tokens = np.array(line["tokens"], np.int64)
-            yield TokenWindow(tokens, np.arange(len(tokens) - 1) >= line["first"])
+        window = self._teacher.sampling.window
+        yield from read_source(part.source, self._teacher.tokenizer, window)
 
     def _fill_lines(self, part: PartPlan, tokens: int) -> list[int]:
-        """The lengths of the texts of a part that the worker reads as lines."""
+        """The lengths of the texts of a part that the worker reads as lines. Those that are missing
+        are appended, as long as the source has more.
+        """
         path = self._lines(part)
-        if not part.answered and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_atomically(path) as temporary, temporary.open("w") as file:
-                for window in read_source(
-                    part.source, self._teacher.tokenizer, self._teacher.sampling.window
-                ):
-                    first = int(np.argmax(window.counted))
-                    line = {"tokens": window.tokens.tolist(), "first": first}
-                    file.write(json.dumps(line) + "\n")
-                    tokens -= len(window.tokens)
-                    if tokens <= 0:
-                        break
-        return [len(line["tokens"]) for line in read_lines(path)] if path.exists() else []
+        kept = read_windows(path)
+        lengths = [len(window.tokens) for window in kept]
+        if part.answered or sum(lengths) >= tokens:
+            return lengths
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(sum(len(line) + 1 for line in read_kept(path)))
+            file.truncate()
+            usable = (window for window in self._windows(part) if window.counted.any())
+            for window in itertools.islice(usable, len(kept), None):
+                if sum(lengths) >= tokens:
+                    break
+                file.write(write_window(window))
+                lengths.append(len(window.tokens))
+        return lengths
 
     def _open_record(self, part: PartPlan, scorer: Ranker | None) -> ReferenceRecord:
         """The record of a part; `scorer` is needed for one that is not there yet."""
@@ -418,10 +415,23 @@ def _refuse(_: Any) -> None:
     raise _RefusedError
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The usable lines of a file of answers."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [one for one in map(json.loads, lines) if len(one["tokens"]) > one["first"] + 1]
+def write_window(window: TokenWindow) -> bytes:
+    """A line of a file of texts: the tokens, and where predictions begin or cease to count."""
+    turns = np.flatnonzero(np.diff(window.counted, prepend=False)).tolist()
+    return json.dumps({"tokens": window.tokens.tolist(), "turns": turns}).encode() + b"\n"
+
+
+def read_windows(path: Path) -> list[TokenWindow]:
+    """The whole and usable lines of a file of texts, or of answers; none if it is not there."""
+    windows = []
+    for line in map(json.loads, read_kept(path)):
+        tokens = np.array(line["tokens"], np.int64)
+        # All of an answer counts, from its first prediction on.
+        turns = line["turns"] if "turns" in line else [line["first"]]
+        counted = np.searchsorted(turns, np.arange(len(tokens) - 1), side="right") % 2 == 1
+        if counted.any():
+            windows.append(TokenWindow(tokens, counted))
+    return windows
 
 
 def describe_tallies(tallies: dict[str, Tally]) -> dict[str, Any]:

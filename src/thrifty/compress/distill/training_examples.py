@@ -16,7 +16,7 @@ import numpy.typing as npt
 from thrifty.errors import CompressionError
 from thrifty.evaluate.reference import ReferenceRecord
 from thrifty.evaluate.scorer import Logprobs, Ranker
-from thrifty.evaluate.windows import TokenArray
+from thrifty.evaluate.windows import BoolArray, TokenArray, TokenWindow
 
 OPEN_PACKS = 16
 """How many open windows short texts are packed into."""
@@ -49,6 +49,11 @@ class Pieces(Protocol):
         """The tokens of each."""
         ...
 
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many predictions of each count."""
+        ...
+
     def read(self, number: int) -> TrainingExample:
         """One text, with the teacher's predictions if there is one."""
         ...
@@ -60,6 +65,10 @@ class RecordedPieces:
     def __init__(self, record: ReferenceRecord) -> None:
         self._record = record
         self.lengths = [int(length) for length in record.lengths]
+        ends = np.cumsum(record.lengths - 1)
+        counted = record.counted if record.windows else np.zeros(0, np.bool_)
+        before = np.concatenate([[0], np.cumsum(counted)])
+        self.counts = np.diff(before[ends], prepend=0).tolist()
 
     def read(self, number: int) -> TrainingExample:
         """See `Pieces`."""
@@ -82,8 +91,8 @@ class LiveTeacher:
         self._k = min(k, teacher.vocab_size)
         self._hidden = hidden
 
-    def query(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """The teacher's predictions, to learn from those from `first` on."""
+    def query(self, tokens: TokenArray, counted: BoolArray) -> TrainingExample:
+        """The teacher's predictions, to learn from those that are `counted`."""
         hidden = None
         if self._hidden:
             ranked, hidden = self._teacher.rank_with_hidden(tokens, self._k)
@@ -91,32 +100,30 @@ class LiveTeacher:
             ranked = self._teacher.rank(tokens, self._k, ())
         mass = np.exp(ranked.logprobs.astype(np.float64)).sum(axis=1)
         tail = np.maximum(0.0, 1.0 - mass).astype(np.float32)
-        masks = np.arange(len(tokens) - 1) >= first
         return TrainingExample(
-            tokens, masks, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
+            tokens, counted, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
         )
 
 
 class LinePieces:
-    """Texts with the first prediction to learn from in each; those before it belong to a prompt."""
+    """Texts, and which of their predictions to learn from; the others belong to prompts."""
 
-    def __init__(
-        self,
-        texts: Sequence[TokenArray],
-        firsts: Sequence[int] | None = None,
-        teacher: LiveTeacher | None = None,
-    ) -> None:
+    def __init__(self, texts: Sequence[TokenWindow], teacher: LiveTeacher | None = None) -> None:
         self._texts = texts
-        self._firsts = firsts if firsts is not None else [0] * len(texts)
         self._teacher = teacher
-        self.lengths = [len(tokens) for tokens in texts]
+        self.lengths = [len(one.tokens) for one in texts]
+        self.counts = [int(one.counted.sum()) for one in texts]
 
     def read(self, number: int) -> TrainingExample:
         """See `Pieces`."""
-        tokens, first = self._texts[number], self._firsts[number]
+        text = self._texts[number]
         if self._teacher is not None:
-            return self._teacher.query(tokens, first)
-        return TrainingExample(tokens, np.arange(len(tokens) - 1) >= first)
+            return self._teacher.query(text.tokens, text.counted)
+        return TrainingExample(text.tokens, text.counted)
+
+    def text(self, number: int) -> TokenWindow:
+        """One text; the teacher is not asked."""
+        return self._texts[number]
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,25 @@ class TrainingExamples:
                 packs = pack(part.pieces.lengths[begin:end], window)
                 self._packs += [(part, [begin + number for number in one]) for one in packs]
         self.count = len(self._packs)
+        self._token_weights = {part.domain: self._weigh_token(part) for part in parts}
+
+    def _weigh_token(self, part: Part) -> float:
+        own = [number for number, (one, _) in enumerate(self._packs) if one is part]
+        return len(own) / max(1, sum(map(self.count_learned, own)))
+
+    def count_learned(self, number: int) -> int:
+        """How many predictions of one window are learned from."""
+        part, texts = self._packs[number]
+        return sum(part.pieces.counts[text] for text in texts)
+
+    def weigh(self, number: int, *, first: bool = False) -> float:
+        """The weight of one window, or of its first text: the predictions that are learned from,
+        relative to the mean of the domain's windows. Each of them so weighs the same in a domain,
+        and each domain as much as it has windows, which is its share of the mix.
+        """
+        part, texts = self._packs[number]
+        count = part.pieces.counts[texts[0]] if first else self.count_learned(number)
+        return count * self._token_weights[part.domain]
 
     def domain(self, number: int) -> str:
         """The domain of one window."""
@@ -181,19 +207,22 @@ class TrainingExamples:
         part, texts = self._packs[number]
         return join([part.pieces.read(text) for text in texts])
 
-    def text(self, number: int) -> TokenArray:
-        """The tokens of one window's first text."""
+    def text(self, number: int) -> TokenWindow:
+        """One window's first text."""
         part, texts = self._packs[number]
-        return part.pieces.read(texts[0]).tokens
+        if isinstance(part.pieces, LinePieces):
+            return part.pieces.text(texts[0])
+        found = part.pieces.read(texts[0])
+        return TokenWindow(found.tokens, found.loss_mask)
 
-    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """The teacher's predictions on other text, to learn from those from `first` on.
+    def query_teacher(self, tokens: TokenArray, counted: BoolArray) -> TrainingExample:
+        """The teacher's predictions on other text, to learn from those that are `counted`.
 
         Raises `CompressionError` if the teacher cannot be queried.
         """
         if self.live is None:
             raise CompressionError("the teacher's predictions were recorded; it cannot be queried")
-        return self.live.query(tokens, first)
+        return self.live.query(tokens, counted)
 
 
 def join(examples: Sequence[TrainingExample]) -> TrainingExample:

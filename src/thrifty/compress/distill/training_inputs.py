@@ -48,7 +48,7 @@ HELD_OUT_TOKENS = 8192
 """Held-out tokens at the beginning of each text, over all texts; at most a tenth of them."""
 ENCODER_BATCH = 16
 """Texts in a batch; the loss compares their similarities with one another."""
-VERSION = 5
+VERSION = 6
 """Increase it when training changes, so that students are trained again."""
 
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thrifty.artifacts import Store
 from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
-from thrifty.compress.distill.teaching import read_lines
+from thrifty.compress.distill.teaching import read_windows
 from thrifty.compress.distill.training_examples import (
     LinePieces,
     LiveTeacher,
@@ -46,7 +44,9 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         )
         examples = _open_examples(job, training)
         held_out = examples.choose_held_out(job["held_out_tokens"], job["held_out_share"])
-        return model, Student(model), NextTokens(examples, held_out, training, job.get("layers"))
+        ends = TextTokenizer.load(Path(job["student"])).find_turn_ends()
+        objective = NextTokens(examples, held_out, training, job.get("layers"), ends)
+        return model, Student(model), objective
 
     run_job(folder, job, training, prepare, "distill")
 
@@ -58,9 +58,7 @@ def _open_examples(job: dict[str, Any], training: Training) -> TrainingExamples:
         if "record" in one:
             pieces: Pieces = RecordedPieces(open_record(Path(one["record"])))
         else:
-            lines = read_lines(Path(one["lines"]))
-            texts = [np.array(line["tokens"], np.int64) for line in lines]
-            pieces = LinePieces(texts, [line["first"] for line in lines], live)
+            pieces = LinePieces(read_windows(Path(one["lines"])), live)
         parts.append(Part(one["domain"], pieces, one["ends"]))
     has_teacher = live is not None or any("record" in one for one in job["parts"])
     return TrainingExamples(parts, job["window"], has_teacher=has_teacher, live=live)
