@@ -290,9 +290,30 @@ def _migrate(database: Database) -> None:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with database.engine.begin() as connection:
+        with begin_migration(database) as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def begin_migration(database: Database) -> Iterator[Connection]:
+    """A transaction that covers changes of tables.
+
+    SQLite's driver begins transactions only before changes of rows, so that every change of a table
+    would be committed by itself, and an interrupted migration could not be repeated.
+    """
+    with database.engine.connect() as connection:
+        connection.detach()  # the pool must not get the changed connection
+        if database.is_sqlite:
+            driver: Any = connection.connection.dbapi_connection
+            driver.isolation_level = None
+            event.listen(connection, "begin", _begin_immediately)
+        with connection.begin():
+            yield connection
+
+
+def _begin_immediately(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager
