@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from thrifty.cli.keys import run_create, run_list, run_rotate
 from thrifty.cli.show import err, print_table, show_progress, tell
 from thrifty.cli.top import make_view
+from thrifty.db import open_database
+from thrifty.db.tables import keys
+from thrifty.errors import ThriftyError
+from thrifty.home import Home
 from thrifty.types import Progress
 
 TEXTS = ("[/INST]", "[bold]x[/bold]", ":smile:", "[link=x]", "[", "\\[a]")
@@ -44,6 +51,26 @@ def test_bars_on_a_terminal_show_steps_as_they_are() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "[/INST]" in done.stderr
+
+
+def test_keys_of_any_time_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    run_create("ann", "user", None, expires="90d")
+    secret = capsys.readouterr().out.strip()
+    assert secret.startswith("sk-thrifty-")
+    with pytest.raises(ThriftyError, match="100 years"):
+        run_create("bob", "user", None, expires="999999999999999999d")
+    with pytest.raises(ThriftyError, match="100 years"):
+        run_rotate("ann", "999999999999999999d")
+    assert capsys.readouterr().out == ""
+    database = open_database(Home(tmp_path).database_url, migrate=False)
+    with database.begin() as connection:
+        connection.execute(update(keys).values(expires_s=1e25))
+    database.close()
+    run_list(as_json=False)
+    assert "expires 9999-12-31" in capsys.readouterr().out
 
 
 def test_the_live_view_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
