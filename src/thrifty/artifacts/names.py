@@ -57,7 +57,7 @@ def write_name(path: Path, name: Versions) -> None:
 
 
 def _overwrite(path: Path, content: bytes) -> None:
-    """Write into the file as it is, in one call, with spaces behind: a kill leaves no half of it."""
+    """Write into the file itself, in one call, padded with spaces: a kill leaves no half of it."""
     with path.open("r+b") as file:
         os.pwrite(file.fileno(), content.ljust(path.stat().st_size), 0)
         os.fsync(file.fileno())

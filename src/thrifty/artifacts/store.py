@@ -359,7 +359,7 @@ class Store:
 
     @contextlib.contextmanager
     def _change(self, fault: str) -> Iterator[None]:
-        """Hold the store's lock; a disk that fails becomes an `ArtifactError` that begins with `fault`."""
+        """Hold the store's lock. Raises `ArtifactError`, with `fault`, where the disk fails."""
         try:
             with lock_file(self.root / "store.lock"):
                 yield

@@ -130,8 +130,8 @@ class Database:
 
 
 def open_database(url: str, *, migrate: bool, create: bool = False) -> Database:
-    """Open the database at a SQLAlchemy URL; with `migrate`, update its tables first; with `create`,
-    make them where there are none.
+    """Open the database at a SQLAlchemy URL; with `migrate`, update its tables first; with
+    `create`, make them where there are none.
 
     Raises `DatabaseError`, whose message names the next step.
     """
