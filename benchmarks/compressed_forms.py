@@ -133,7 +133,7 @@ def main() -> None:
         make_form(home, name)
         words = ["evaluate", name, "--reference", SOURCE, "--json"]
         if name == "pruned10-passages":
-            words += ["--domain", "chat"]
+            words += ["--domain", "chat", "--no-answers"]
         judged[name] = json.loads(run_thrifty(home, *words))
         version, artifact = Store(Home(home).models).find(name)
         figures[name] = {**version.lineage.figures, "mb": round(artifact.size_bytes / 1e6)}

@@ -10,6 +10,7 @@ gates/        signed records of gates, and the key that signs them
 datasets/     data sets that were built, and builds that may go on
 deployments/  what was applied elsewhere by client programs, and how to take it away
 engines/      environments of engines that install themselves on first use
+database.json where the data is, if it is not in thrifty.db
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ class Home:
     def database(self) -> Path:
         """The file of the embedded database."""
         return self.root / "thrifty.db"
+
+    @property
+    def database_note(self) -> Path:
+        """Says where the data is, if it is not in the embedded database."""
+        return self.root / "database.json"
 
     @property
     def database_url(self) -> str:

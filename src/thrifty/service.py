@@ -12,6 +12,7 @@ home, whoever started it; `Service` has them as methods.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -288,6 +289,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._ready = threading.Event()
+        self._stop_wanted = threading.Event()
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self.url = ""
@@ -301,8 +303,12 @@ class Service:
         prepared = prepare_spec(self._loaded, self._home, machine, self._on_progress, maker=maker)
         self.model = next(iter(prepared.deployments))
         self._thread = threading.Thread(target=self._run, args=(prepared, store), name="thrifty")
-        self._thread.start()
-        self._ready.wait()
+        try:
+            self._thread.start()
+            self._ready.wait()
+        except BaseException:  # such as Ctrl-C
+            self._stop()
+            raise
         if self._failure is not None:
             self._thread.join()
             raise self._failure
@@ -314,10 +320,7 @@ class Service:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
-        if self._thread is not None:
-            self._thread.join()
+        self._stop()
 
     def status(self) -> list[dict[str, Any]]:
         """As `thrifty.status`."""
@@ -347,6 +350,15 @@ class Service:
         """As `thrifty.rollback`."""
         return rollback(deployment, remove=remove, why=why, home=self._home.root)
 
+    def _stop(self) -> None:
+        """Stop the service, or have it stop as soon as it begins; wait until it has."""
+        self._stop_wanted.set()
+        if self._loop is not None and self._stopping is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self, prepared: Prepared, store: Store) -> None:
         try:
             asyncio.run(self._serve(prepared, store))
@@ -358,6 +370,8 @@ class Service:
     async def _serve(self, prepared: Prepared, store: Store) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        if self._stop_wanted.is_set():
+            self._stopping.set()
 
         async def note_ready(controller: Controller) -> None:
             self.url = controller.gateway_url

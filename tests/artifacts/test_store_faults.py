@@ -241,6 +241,45 @@ def test_disk_that_fills_while_a_name_is_written_keeps_the_old_versions(
     assert second.label == "tiny@v2"
 
 
+def fail_writes(number: int) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_version_can_be_removed_on_a_full_disk(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _ = put(store, filling=1)
+    _, gone = put(store, filling=2)
+    put(store, "other", filling=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("thrifty.artifacts.names.write_atomically", fail_writes(errno.ENOSPC))
+        store.remove("tiny@v2")
+        store.remove("other@v1")
+        assert store.versions() == [kept]
+        assert gone.id in store.collect_garbage().artifacts
+    assert put(store, filling=4)[0].label == "tiny@v3"
+    assert put(store, "other", filling=5)[0].label == "other@v2"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_store_that_can_only_be_read_is_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    version, artifact = put(store)
+    monkeypatch.setattr("thrifty.artifacts.store.lock_file", fail_writes(number))
+    for change in (
+        lambda: store.remove(version.label),
+        store.collect_garbage,
+        lambda: store.record_measurement(artifact.id, "speed", {}, {}),
+    ):
+        with pytest.raises(ArtifactError, match=r"could .*; set THRIFTY_HOME to a folder you can"):
+            change()
+    assert store.versions() == [version]
+
+
 def test_too_little_room_is_told_before_anything_is_fetched(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -218,10 +219,10 @@ def test_lease_taken_while_the_model_is_collected_holds_the_next_one(store: Stor
     os.close(store.lease(artifact.id))
     store.remove(version.label)
     store.collect_garbage()
-    put(store)
+    again, _ = put(store)
     lease = store.lease(artifact.id)
     with pytest.raises(ArtifactError, match="is being served"):
-        store.remove("tiny@v1")
+        store.remove(again.label)
     os.close(lease)
 
 
@@ -241,6 +242,23 @@ def test_removed_version_leaves_the_others(store: Store) -> None:
         store.remove("tiny")
     assert store.remove("tiny@v2") == second
     assert not store.has_name("tiny")
+
+
+def test_a_number_is_given_out_once(store: Store) -> None:
+    for number in (1, 2):
+        assert put(store, filling=number)[0].version == number
+    path = store.root / "names" / "tiny.json"
+    assert isinstance(json.loads(path.read_text()), list)  # as every release reads it
+    store.remove("tiny@v2")
+    assert put(store, filling=3)[0].label == "tiny@v3"
+    store.remove("tiny@v1")
+    store.remove("tiny@v3")
+    assert not store.has_name("tiny")
+    assert store.versions() == []
+    with pytest.raises(ArtifactError, match="no model is named 'tiny'"):
+        store.find("tiny")
+    assert put(store, filling=3)[0].label == "tiny@v4"
+    assert isinstance(json.loads(path.read_text()), list)
 
 
 def test_collection_removes_exactly_what_nobody_needs(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests.artifacts.stored import damage, put
 from tests.control.running import deployment, echo, prepare
 from tests.parts import run_thrifty
 from thrifty.artifacts import Store
+from thrifty.cli import main
 from thrifty.home import Home
 
 GGUF_MAGIC = b"GGUF"
@@ -90,7 +92,7 @@ def test_an_empty_home_is_told_of_kindly(tmp_path: Path) -> None:
     assert json.loads(run_thrifty(home, "status", "--json").stdout)["deployments"] == []
     assert "The store is empty" in run_thrifty(home, "models").stdout
     assert json.loads(run_thrifty(home, "models", "--json").stdout) == {"models": []}
-    assert "There are no keys" in run_thrifty(home, "keys", "list").stdout
+    assert "no service was started in" in run_thrifty(home, "keys", "list").stderr
     assert "Nothing runs here" in run_thrifty(home, "down").stderr
 
 
@@ -159,7 +161,7 @@ def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
         (["keys", "create", "--name", "a", "--rpm", "0"], 1, "0 is not valid for rpm"),
         (["keys", "create", "--name", "a", "--budget-day", "-1"], 1, "not valid for budget-day"),
         (["keys", "create", "--name", "a", "--budget-month", "nan"], 1, "amount of at least 0"),
-        (["keys", "revoke", "nobody"], 1, "no key named 'nobody'"),
+        (["keys", "revoke", "nobody"], 1, "no service was started in"),
         (["spec", "/no/such.yaml"], 2, "cannot be read"),
         (["up", "/no/such.yaml"], 2, "cannot be read"),
         (["up", "--engine", "warp"], 2, "'warp' is not an engine"),
@@ -197,6 +199,32 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "THRIFTY_HOME" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"),
+         "/x/y: Permission denied; use the account that owns it, or set THRIFTY_HOME to a folder"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y", None, "/x/z"),
+         "/x/y -> /x/z: No space left on device; free some space (thrifty models gc)"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError("two\nlines"), "two lines"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_operating_system_are_one_line(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("thrifty.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Error: {told}")
 
 
 def test_spec_explains_where_values_come_from(tmp_path: Path) -> None:

@@ -367,6 +367,33 @@ async def test_it_connects_again(tmp_path: Path) -> None:
         await stack.__aexit__(None, None, None)
 
 
+_SET_STATUS = """async (change) => {
+  const { status } = await import(document.querySelector("link[href$='/api.js']").href);
+  const [deployment] = status.value.deployments;
+  status.value = { ...status.value, deployments: [{ ...deployment, ...change }] };
+}"""
+
+
+async def test_a_version_goes_away_under_a_dialog_and_a_page_that_throws(tmp_path: Path) -> None:
+    fault = "This page met a fault"
+    async with (
+        running_site(tmp_path) as site,
+        browsing(site.console, expect=("TypeError",)) as tab,
+    ):
+        page = tab.page
+        await open_page(page, "deployments", "Replicas")
+        await page.get_by_role("button", name="Scale").click()
+        await page.get_by_role("dialog").wait_for()
+        await page.evaluate(_SET_STATUS, {"versions": []})
+        await page.get_by_role("dialog").wait_for(state="detached")
+        assert await page.get_by_text(fault).count() == 0
+        await page.evaluate(_SET_STATUS, {"versions": None})
+        await page.get_by_text(fault).wait_for()
+        await open_page(page, "audit", "Acts")
+        assert await page.get_by_text(fault).count() == 0
+        assert await tab.find_reports() == []
+
+
 async def test_a_replica_dies_while_somebody_watches(tmp_path: Path) -> None:
     port = find_free_port()
     spec = tmp_path / "spec.yaml"

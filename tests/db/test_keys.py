@@ -88,6 +88,9 @@ def test_a_key_gets_another_secret_and_keeps_the_rest(tmp_path: Path) -> None:
     assert third.previous_hash != hash_key(old), "only one is kept"
     with pytest.raises(ThriftyError, match="no key named 'nobody'"):
         rotate_key(database, "nobody")
+    with pytest.raises(ThriftyError, match="100 years at most"):
+        rotate_key(database, "app", 1e25)
+    assert list_keys(database) == [third]
     database.close()
 
 
@@ -98,6 +101,8 @@ def test_a_key_gets_another_secret_and_keeps_the_rest(tmp_path: Path) -> None:
         (Scope(()), "user", "1 to 100 deployments"),
         (Scope(("",)), "user", "1 to 100 deployments"),
         (Scope(expires_s=5.0), "user", "cannot expire in the past"),
+        (Scope(expires_s=1e25), "user", "nor in more than 100 years"),
+        (Scope(expires_s=float("nan")), "user", "nor in more than 100 years"),
     ],
 )
 def test_bounds_that_make_no_sense_are_refused(

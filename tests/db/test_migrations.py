@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
-from thrifty.db.database import HEAD, MIGRATIONS
+from thrifty.db.database import HEAD, MIGRATIONS, begin_migration
 from thrifty.db.tables import metadata
 
 CONFIG = Config()
@@ -59,7 +59,7 @@ def database(url: str) -> Iterator[Database]:
 
 
 def move(database: Database, revision: str, *, down: bool = False) -> None:
-    with database.engine.begin() as connection:
+    with begin_migration(database) as connection:
         CONFIG.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(CONFIG, revision)
     # Prepared statements of a connection refer to the tables before the change.

@@ -6,8 +6,10 @@ import os
 
 import pytest
 
+from thrifty.errors import DatabaseError
 from thrifty.fleet.controller_note import (
     find_database_url,
+    keep_database_url,
     read_controller_note,
     remove_controller_note,
     stop_home,
@@ -53,6 +55,28 @@ def test_the_database_is_the_environments_the_running_controllers_or_the_embedde
     assert find_database_url(run_home) == run_home.database_url
     monkeypatch.setenv("THRIFTY_DATABASE", "sqlite:////elsewhere.db")
     assert find_database_url(run_home) == "sqlite:////elsewhere.db"
+
+
+def test_the_database_of_what_ran_last_is_kept(
+    run_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://user:secret@x/y"
+    keep_database_url(run_home, url)
+    assert run_home.database_note.stat().st_mode & 0o777 == 0o600
+    assert find_database_url(run_home) == url
+    monkeypatch.setenv("THRIFTY_DATABASE", url)
+    keep_database_url(run_home, url)
+    assert "secret" not in run_home.database_note.read_text()
+    assert find_database_url(run_home) == url
+    monkeypatch.delenv("THRIFTY_DATABASE")
+    with pytest.raises(DatabaseError, match="from THRIFTY_DATABASE, which is not set; set it"):
+        find_database_url(run_home)
+    run_home.database_note.write_text("{")
+    with pytest.raises(DatabaseError, match="is damaged: set THRIFTY_DATABASE"):
+        find_database_url(run_home)
+    keep_database_url(run_home, run_home.database_url)
+    assert find_database_url(run_home) == run_home.database_url
+    assert not run_home.database_note.exists()
 
 
 def test_what_a_dead_controller_left_is_cleared_away(run_home: Home) -> None:

@@ -174,12 +174,13 @@ def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
         talkers = [threading.Thread(target=talk, args=(n % 2 == 0,)) for n in range(6)]
         for talker in talkers:
             talker.start()
-        result = run_thrifty(tmp_path, "restart", timeout_s=60)
+        result = run_thrifty(tmp_path, "restart", "--json", timeout_s=60)
         done.set()
         for talker in talkers:
             talker.join()
         assert result.returncode == 0, result.stderr
         assert "2 gateway workers replaced" in result.stderr
+        assert json.loads(result.stdout) == {"workers_replaced": 2}
         assert failures == []
         assert answered[0] > 20
         after = set(gateways(tmp_path))

@@ -7,6 +7,7 @@ skipped, and the bounds on file sizes below stand in for them.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -20,10 +21,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.artifacts.stored import put
 from tests.parts import run_thrifty, running_service, wait_until
 from tests.service.test_up import CHAT, count_requests
+from thrifty.artifacts import Store
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
+from thrifty.home import Home
 
 pytestmark = pytest.mark.service
 
@@ -75,6 +79,21 @@ def test_a_model_that_does_not_fit_is_told_before_its_download(small_disk: Path)
     assert "THRIFTY_HOME" in result.stderr
     assert "Traceback" not in result.stderr
     assert not find_ours(small_disk / "home")
+
+
+def test_models_are_removed_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+    home = small_disk / "home"
+    store = Store(Home(home).models)
+    for filling in (1, 2):
+        put(store, filling=filling, size=1_000_000)
+    filler = fill(small_disk)
+    removed = run_thrifty(home, "models", "rm", "tiny@v2")
+    assert removed.returncode == 0, removed.stderr
+    freed = run_thrifty(home, "models", "gc", "--json")
+    assert freed.returncode == 0, freed.stderr
+    assert json.loads(freed.stdout)["freed_bytes"] > 1_000_000
+    assert [one.label for one in store.versions()] == ["tiny@v1"]
+    filler.unlink()
 
 
 def test_requests_go_on_when_the_disk_fills_and_rows_follow_when_it_has_room(

@@ -16,7 +16,7 @@ from tests.parts import run_thrifty, wait_until
 from thrifty.artifacts import Store
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError, FleetError
-from thrifty.evaluate.answers import AnswersRequest, measure_answers
+from thrifty.evaluate.answers import DEFAULT_SETS, AnswersRequest, measure_answers
 from thrifty.evaluate.questions import TWENTY, Question
 from thrifty.evaluate.served import ServedUrl
 from thrifty.fleet.process import find_ours
@@ -110,8 +110,18 @@ def test_the_commands_show_answers_side_by_side(home: Home, tmp_path: Path) -> N
     assert "answers, of 2 questions" in shown
     assert "1. Why?" in shown
     assert "2. Who?" in shown
-    # Where something else is named, nothing is asked unless it is said so.
+    # Where a text is named alone, nothing is asked unless it is said so.
     assert "answers" not in json.loads(run_thrifty(home.root, *command, "--json").stdout)
+    domain = (*command[:4], "--domain", f"mine={text}", *command[6:], "--json")
+    left_out = json.loads(run_thrifty(home.root, *domain, "--no-answers").stdout)
+    assert set(left_out["domains"]) == {"mine"}
+    assert "answers" not in left_out
+    # With domains a chat model is asked, which needs the default questions.
+    home.data.mkdir(exist_ok=True)
+    (home.data / f"{DEFAULT_SETS[0]}.jsonl").write_text("[]\n")
+    asked = run_thrifty(home.root, *domain)
+    assert asked.returncode == 1
+    assert f"{DEFAULT_SETS[0]}.jsonl" in asked.stderr
     both = run_thrifty(home.root, *command, "--no-answers", "--questions", str(questions))
     assert both.returncode == 1
     assert "--questions says what to ask, and --no-answers to ask nothing" in both.stderr

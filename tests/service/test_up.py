@@ -472,6 +472,34 @@ with thrifty.Service(home=Path({str(tmp_path)!r}), engine__kind="echo", gateway_
     assert nothing_left(tmp_path)
 
 
+def test_ctrl_c_while_it_starts_from_python_leaves_nothing(tmp_path: Path) -> None:
+    # Tests that run in the background may have inherited that the signal is ignored.
+    code = f"""
+import signal, thrifty
+from pathlib import Path
+from thrifty.fleet.process import find_ours
+signal.signal(signal.SIGINT, signal.default_int_handler)
+home = Path({str(tmp_path)!r})
+try:
+    with thrifty.Service(home=home, engine__kind="echo", engine__load="600s",
+                         gateway__port={find_free_port()}) as service:
+        print("ready")
+except KeyboardInterrupt:
+    print("left:", len(find_ours(home)))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(lambda: any(role == "replica" for _, role, _ in find_ours(tmp_path)), 120)
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert out == "left: 0\n", told
+    assert process.returncode == 0
+
+
 def test_nothing_of_ours_listens_beyond_loopback(tmp_path: Path) -> None:
     with running_service(tmp_path, write_spec(tmp_path, replicas=2), "--no-measure"):
         for ident, _, _ in find_ours(tmp_path):

@@ -212,6 +212,14 @@ def test_a_rollback_says_what_it_does_and_apply_what_stays_out(tmp_path: Path) -
         dry = run_thrifty(home, "rollback", "chat", "--dry-run")
         assert "(apply, " in dry.stderr
         assert "chat: version b goes" in dry.stderr
+        assert dry.stdout == ""
+        planned = json.loads(run_thrifty(home, "rollback", "chat", "--dry-run", "--json").stdout)
+        assert planned["deployment"] == "chat"
+        assert "(apply, " in planned["takes_back"]
+        assert {key: [(one["label"], one["weight"]) for one in planned[key]]
+                for key in ("before", "after")} == {
+            "before": [("a", 90), ("b", 10)], "after": [("a", 1)]
+        }  # fmt: skip
         assert labels(service) == {"a": (90, 1), "b": (10, 1)}
 
         # Away, back, and away again by a rollback, on demand only.

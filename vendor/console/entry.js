@@ -3,7 +3,7 @@ import DOMPurify from "dompurify";
 import htm from "htm";
 import { h } from "preact";
 
-export { render, Fragment, createRef } from "preact";
+export { render, Component, Fragment, createRef } from "preact";
 export { useEffect, useLayoutEffect, useRef, useState, useMemo, useCallback } from "preact/hooks";
 export { signal, computed, effect, batch, useSignal, useComputed } from "@preact/signals";
 export { Marked } from "marked";

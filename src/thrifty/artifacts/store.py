@@ -2,7 +2,7 @@
 
     blobs/<sha256>              one file's bytes, read-only
     artifacts/<id>/             a model: hard links to blobs, and artifact.json
-    names/<name>.json           the versions of a name: v1, v2, ...
+    names/<name>.json           the versions of a name: v1, v2, ... (`names.py`)
     partial/<key>/              unfinished downloads and conversions, which resume from here
     leases/<id>                 locked (flock) by every process that serves the model
     figures/<id>.json           the model's measurements
@@ -54,6 +54,7 @@ from thrifty.artifacts.measurements import (
     read_measurements,
     write_measurement,
 )
+from thrifty.artifacts.names import FULL, Versions, read_name, write_name
 from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.files import sync, write_atomically
 from thrifty.home import make_private_folder
@@ -187,7 +188,8 @@ class Store:
                 self._publish(artifact)
                 version = self._name(name, artifact.id, lineage)
         except OSError as error:
-            raise ArtifactError(self.describe_disk_fault(name, error)) from None
+            what = f"{name} could not be stored"
+            raise ArtifactError(self.describe_disk_fault(what, error)) from None
         shutil.rmtree(folder, ignore_errors=True)
         return version, artifact
 
@@ -198,14 +200,9 @@ class Store:
 
         The lineage does not change. Raises `ArtifactError`.
         """
-        with lock_file(self.root / "store.lock"):
+        with self._change("the measurement could not be stored"):
             self.load(artifact_id)
-            try:
-                return write_measurement(
-                    self.root / "figures", artifact_id, kind, conditions, values
-                )
-            except OSError as error:
-                raise ArtifactError(self.describe_disk_fault("the measurement", error)) from None
+            return write_measurement(self.root / "figures", artifact_id, kind, conditions, values)
 
     def read_measurements(self, artifact_id: str) -> tuple[Measurement, ...]:
         """All recorded measurements of a stored model. Raises `IntegrityError`."""
@@ -213,11 +210,8 @@ class Store:
 
     def add_measurements(self, artifact_id: str, measured: tuple[Measurement, ...]) -> None:
         """Add what was measured of a model elsewhere, under conditions not known here yet."""
-        with lock_file(self.root / "store.lock"):
-            try:
-                add_measurements(self.root / "figures", artifact_id, measured)
-            except OSError as error:
-                raise ArtifactError(self.describe_disk_fault("a measurement", error)) from None
+        with self._change("a measurement could not be stored"):
+            add_measurements(self.root / "figures", artifact_id, measured)
 
     def require_space(self, needed_bytes: int, what: str) -> None:
         """Raise `ArtifactError` unless the disk has `needed_bytes` and a reserve of 64 MB free."""
@@ -230,17 +224,21 @@ class Store:
                 "THRIFTY_HOME to a larger disk"
             )
 
-    def describe_disk_fault(self, name: str, error: OSError) -> str:
-        """Why `name` could not be stored, and what to do about it."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    def describe_disk_fault(self, what: str, error: OSError) -> str:
+        """Why `what` came about, such as "a could not be stored", and what to do about it."""
+        if error.errno in FULL:
             return (
-                f"the disk is full: {name} could not be stored in {self.root}; free some space "
-                "(thrifty models gc) or set THRIFTY_HOME to a larger disk, and try again"
+                f"the disk is full: {what} in {self.root}; free some space (thrifty models gc) or "
+                "set THRIFTY_HOME to a larger disk, and try again"
             )
         hint = ""
         if error.errno in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
             hint = "; it must be on a single file system that supports hard links"
-        return f"{name} could not be stored in {self.root}: {error.strerror or error}{hint}"
+        elif error.errno in (errno.EACCES, errno.EROFS):
+            hint = (
+                "; set THRIFTY_HOME to a folder you can write to, or use the account that owns it"
+            )
+        return f"{what} in {self.root}: {error.strerror or error}{hint}"
 
     # Integrity and removal
 
@@ -317,7 +315,7 @@ class Store:
         name, number = parse_label(label)
         if number is None:
             raise ArtifactError(f"name the version to remove, such as {name}@v1")
-        with lock_file(self.root / "store.lock"):
+        with self._change(f"{label} could not be removed"):
             versions = self._read_versions(name)
             gone = [version for version in versions if version.version == number]
             if not gone:
@@ -334,8 +332,8 @@ class Store:
         `protected` are the ids of other artifacts to keep, such as those of deployments that are
         scaled down.
         """
-        self._prepare_folders()
-        with lock_file(self.root / "store.lock"):
+        with self._change("no garbage could be removed"):
+            self._prepare_folders()
             before = self._size()
             kept = protected | {version.artifact for version in self.versions()}
             kept |= {base for one in kept if (base := find_base_id(self, one)) is not None}
@@ -358,6 +356,15 @@ class Store:
         return GarbageCollection(tuple(removed), freed, tuple(in_use))
 
     # Private
+
+    @contextlib.contextmanager
+    def _change(self, fault: str) -> Iterator[None]:
+        """Hold the store's lock. Raises `ArtifactError`, with `fault`, where the disk fails."""
+        try:
+            with lock_file(self.root / "store.lock"):
+                yield
+        except OSError as error:
+            raise ArtifactError(self.describe_disk_fault(fault, error)) from None
 
     def _find_latest(
         self, matches: Callable[[NamedVersion], bool]
@@ -432,27 +439,22 @@ class Store:
         for version in versions:
             if version.artifact == artifact_id and version.lineage == lineage:
                 return version
-        number = max((version.version for version in versions), default=0) + 1
+        number = read_name(self._path_of_name(name)).highest + 1
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         version = NamedVersion(name, number, artifact_id, created, lineage)
         self._write_versions(name, [*versions, version])
         return version
 
+    def _path_of_name(self, name: str) -> Path:
+        return self.root / "names" / f"{name}.json"
+
     def _read_versions(self, name: str) -> list[NamedVersion]:
-        path = self.root / "names" / f"{name}.json"
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=list[NamedVersion])
-        except FileNotFoundError:
-            return []
-        except (OSError, msgspec.MsgspecError) as error:
-            raise IntegrityError(f"{path} is damaged: {error}") from None
+        return read_name(self._path_of_name(name)).versions
 
     def _write_versions(self, name: str, versions: list[NamedVersion]) -> None:
-        path = self.root / "names" / f"{name}.json"
-        if versions:
-            write_atomically(path, msgspec.json.format(msgspec.json.encode(versions)))
-        else:
-            path.unlink(missing_ok=True)
+        path = self._path_of_name(name)
+        numbers = (read_name(path).highest, *(one.version for one in versions))
+        write_name(path, Versions(max(numbers), versions))
 
     def _in_use(self, artifact_id: str) -> bool:
         path = self.root / "leases" / artifact_id

@@ -376,7 +376,7 @@ def keys_create(
         str | None, typer.Option(help="When the key ends by itself, such as 90d. Default: never.")
     ] = None,
 ) -> None:
-    """Make an API key and print it, this once, as the last line."""
+    """Make an API key and print it, this once, alone on stdout."""
     from thrifty.cli.keys import run_create
     from thrifty.db.keys import KeyLimits
 

@@ -142,8 +142,11 @@ def run_rollback(
     """Say what going back takes back, and restore a deployment's previous state."""
     home = find_home()
     with open_home(home) as database:
-        _tell_rollback(deployment, look_at_rollback(database, deployment))
+        rollback = look_at_rollback(database, deployment)
+        _tell_rollback(deployment, rollback)
         if dry_run:
+            if as_json:
+                print_json({"deployment": deployment, **rollback.to_builtins()})
             return
         actor = Actor.from_user("thrifty rollback", why or "")
         change = roll_back(database, deployment, actor, store=Store(home.models), remove=remove)

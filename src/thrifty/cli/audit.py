@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from thrifty.cli.show import print_json, print_line, print_table, tell
-from thrifty.db import Database, open_database
 from thrifty.db.audit import Head, list_acts, parse_head, verify_audit
 from thrifty.errors import ThriftyError
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.untrusted_text import sanitize_line
 
 MAX_SHOWN = 100
 
 
-@contextmanager
-def open_home_database() -> Iterator[Database]:
-    """The service's database."""
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
-        yield database
-    finally:
-        database.close()
-
-
 def run_list(*, limit: int, who: str | None, as_json: bool) -> None:
     """List acts, the newest first."""
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         acts = list_acts(database, limit, who)
     if as_json:
         print_json([vars(one) | {"details": json.loads(one.details)} for one in acts])
@@ -48,7 +35,7 @@ def run_list(*, limit: int, who: str | None, as_json: bool) -> None:
 
 def run_verify(kept: str | None, *, as_json: bool) -> None:
     """Check the chain; exits with 1 where it is broken."""
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         verdict = verify_audit(database, None if kept is None else _read_head(kept))
     if as_json:
         print_json(
@@ -64,7 +51,7 @@ def run_verify(kept: str | None, *, as_json: bool) -> None:
 
 def run_head() -> None:
     """Print the head, to be kept elsewhere."""
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         verdict = verify_audit(database)
     if verdict.fault is not None:
         raise ThriftyError(f"the audit log is broken: {verdict.fault}")

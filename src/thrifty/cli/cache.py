@@ -6,9 +6,8 @@ from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.control.service_api import Actor, check_served
-from thrifty.db import open_database
 from thrifty.db.cache import add_purge, read_cache_stats
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.gateway.app.cache_pages import summarize
 from thrifty.home import find_home
 from thrifty.units import format_bytes
@@ -18,15 +17,12 @@ def run_purge(
     deployment: str | None, version: str | None, tenant: str | None, *, as_json: bool
 ) -> None:
     """Have every worker forget answers."""
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
+    with open_home(find_home()) as database:
         check_served(database, deployment, version)
         purge = add_purge(
             database, deployment=deployment, version=version, tenant=tenant,
             who=Actor.from_user("thrifty cache purge").who,
         )  # fmt: skip
-    finally:
-        database.close()
     if as_json:
         print_json(vars(purge))
         return
@@ -38,11 +34,8 @@ def run_purge(
 
 def run_stats(*, as_json: bool) -> None:
     """Show what caches hold and spared."""
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
+    with open_home(find_home()) as database:
         stats = summarize(read_cache_stats(database))
-    finally:
-        database.close()
     if as_json:
         print_json(stats)
         return

@@ -94,7 +94,7 @@ def evaluate(
         typer.Option(
             "--answers/--no-answers",
             help="Ask both models questions, and show what they answer. Default: for chat models, "
-            "where nothing else is named.",
+            "with domains or where nothing is named.",
             show_default=False,
         ),
     ] = None,

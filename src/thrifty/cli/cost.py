@@ -9,8 +9,8 @@ from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, tell
 from thrifty.cost.report import HOW_TO_PRICE, CostReport, Line, make_report
 from thrifty.cost.speeds import find_speeds
-from thrifty.db import Database, open_database
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.db import Database
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import Home, find_home
 from thrifty.observe.rollups.roll import open_roller
 from thrifty.untrusted_text import sanitize_line
@@ -21,11 +21,8 @@ NO_KEY = "(no key)"
 def run_cost(by: str, since_s: float, price_per_hour: float | None, *, as_json: bool) -> None:
     """Show the cost of the time since `since_s`, in seconds since 1970."""
     home = find_home()
-    database = open_database(find_database_url(home), migrate=True)
-    try:
+    with open_home(home) as database:
         report = _make_report(database, home, by, since_s, price_per_hour)
-    finally:
-        database.close()
     if as_json:
         print_json(report.describe())
         return

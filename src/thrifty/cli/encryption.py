@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from thrifty.cli.audit import open_home_database
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.control.service_api import Actor
 from thrifty.db import Database
@@ -13,6 +12,8 @@ from thrifty.db.sealed_text import KeySource, make_key, read_keys
 from thrifty.db.text_keys import PLAIN, count_texts, list_sources, reseal
 from thrifty.errors import TextKeyError, ThriftyError
 from thrifty.files import write_atomically
+from thrifty.fleet.controller_note import open_home
+from thrifty.home import find_home
 from thrifty.types import Progress
 
 
@@ -41,7 +42,7 @@ def run_new_key(path: Path | None) -> None:
 
 def run_status(*, as_json: bool) -> None:
     """Show where keys are and what they have encrypted; exits with 1 where one is missing."""
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         found = _describe(database)
     if as_json:
         print_json(found)
@@ -111,7 +112,7 @@ def _print(found: dict[str, object]) -> None:
 def run_reseal(*, as_json: bool) -> None:
     """Encrypt all texts with the newest key; exits with 1 where some could not be read."""
     who = Actor.from_user("thrifty encryption reseal").who
-    with open_home_database() as database, show_progress() as on_progress:
+    with open_home(find_home()) as database, show_progress() as on_progress:
         counts = count_texts(database)
         database.text_keys.refresh(within_s=0.0)
         total = sum(counts.values()) - counts.get(database.text_keys.writer or "", 0)

@@ -99,9 +99,11 @@ def run_evaluate(
         if not domains and text is None and not tasks and pairs is None:
             artifact = fetch_model(store, reference, on_progress=on_progress)[1]
             domains = name_default_domains(store, artifact)
-            answers = is_chat_model(store, artifact) if answers is None else answers
         log = make_log_finder(home)
         found_domains = find_domains(domains, home.data, store, on_progress, log)
+        if domains and answers is None:
+            artifact = fetch_model(store, reference, on_progress=on_progress)[1]
+            answers = is_chat_model(store, artifact)
         options = EvaluationOptions(
             domains=[Domain(domain.name, domain.path) for domain in found_domains],
             text=find_named(text, home, store, on_progress),

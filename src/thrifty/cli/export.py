@@ -6,10 +6,9 @@ from pathlib import Path
 
 from thrifty.cli.show import print_json, tell
 from thrifty.control.service_api import Actor
-from thrifty.db import open_database
 from thrifty.db.erasures import note_export
 from thrifty.db.secrets import ID_SECRET, read_secret
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.observe.record_files import check_export, write_records
 from thrifty.observe.rollups.roll import open_roller
@@ -24,13 +23,12 @@ def run_export(
 ) -> None:
     """Write records of one kind."""
     kind = check_export(what, out, tenant)
-    database = open_database(find_database_url(find_home()), migrate=True)
 
     def note(count: int) -> None:
         if count % TELL_ROWS == 0:
             tell(f"{count:,} rows written")
 
-    try:
+    with open_home(find_home()) as database:
         open_roller(database).catch_up()
         ids = ResponseIds(read_secret(database, ID_SECRET), 0)
         # Before it is written, so that a killed export is known, too.
@@ -39,8 +37,6 @@ def run_export(
         count = write_records(
             database, kind, out, ids, since_s=since_s, tenant=tenant, on_count=note
         )
-    finally:
-        database.close()
     if as_json:
         print_json({"path": str(out.absolute()), "what": what, "rows": count})
         return

@@ -11,7 +11,7 @@ from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table, tell
 from thrifty.control.service_api import Actor
-from thrifty.db import Database, open_database
+from thrifty.db import Database
 from thrifty.db.erasures import note_export
 from thrifty.db.feedback import FeedbackFilter, FeedbackRow, list_feedback, read_history
 from thrifty.db.secrets import ID_SECRET, read_secret
@@ -20,7 +20,7 @@ from thrifty.errors import ThriftyError
 from thrifty.feedback.export import REASONS, Chosen, Form, Skipped, export_rows
 from thrifty.feedback.pages import describe_feedback
 from thrifty.files import replace_atomically
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.untrusted_text import sanitize_line
@@ -30,13 +30,10 @@ MAX_SHOWN = 60
 
 def run_list(wanted: FeedbackFilter, *, limit: int, as_json: bool) -> None:
     """List feedback, the newest first."""
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
+    with open_home(find_home()) as database:
         rows, more = list_feedback(database, wanted, limit=limit)
         ids = ResponseIds(read_secret(database, ID_SECRET), 0)
         history = read_history(database, [row.id for row in rows if row.changes])
-    finally:
-        database.close()
     if as_json:
         described = [_describe(row, history.get(row.id, []), ids) for row in rows]
         print_json({"data": described, "has_more": more})
@@ -74,15 +71,12 @@ def run_export(form: str, out: Path | None, chosen: Chosen) -> None:
         raise ThriftyError(
             f"{form!r} is not a form of training rows; take {', '.join(Form)}"
         ) from None
-    database = open_database(find_database_url(find_home()), migrate=True)
     skipped = Skipped()
-    try:
+    with open_home(find_home()) as database:
         lines = _write_lines(database, wanted, skipped, chosen)
         # Before it is written, so that a killed export is known, too.
         note_export(database, out, form, who=Actor.from_user("thrifty feedback export").who)
         count = _write_to_stdout(lines) if out is None else _write_file(out, lines)
-    finally:
-        database.close()
     tell(f"{count} rows{f' in {out}' if out is not None else ''}.")
     for reason, number in sorted(skipped.counts.items(), key=lambda item: -item[1]):
         tell(f"  no row: {number} {'response' if number == 1 else 'responses'} {REASONS[reason]}")

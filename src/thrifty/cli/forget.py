@@ -9,10 +9,9 @@ import typer
 
 from thrifty.cli.show import print_json, print_line, tell
 from thrifty.control.service_api import Actor
-from thrifty.db import open_database
 from thrifty.erase.erase import collect_person, count_person, erase_person, require_user
 from thrifty.errors import ThriftyError
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.untrusted_text import sanitize_line
 
@@ -21,8 +20,7 @@ def run_forget(user: str, tenant: str | None, *, yes: bool, as_json: bool) -> No
     """Erase a person's data; exits with 1 where something is left."""
     require_user(user)
     home = find_home()
-    database = open_database(find_database_url(home), migrate=True)
-    try:
+    with open_home(home) as database:
         if not yes:
             person = count_person(database, user, tenant)
             _ask(user, len(person.responses), len(person.conversations))
@@ -34,8 +32,6 @@ def run_forget(user: str, tenant: str | None, *, yes: bool, as_json: bool) -> No
             lambda step: tell(f"{step} ..."),
             who=Actor.from_user("thrifty forget").who,
         )
-    finally:
-        database.close()
     if as_json:
         print_json(asdict(erasure))
     else:
@@ -65,12 +61,9 @@ def run_subject_export(user: str, tenant: str | None) -> None:
     """Print all data of a person as JSON."""
     require_user(user)
     home = find_home()
-    database = open_database(find_database_url(home), migrate=True)
-    try:
+    with open_home(home) as database:
         print_json(
             collect_person(
                 database, home, user, tenant, who=Actor.from_user("thrifty subject-export").who
             )
         )
-    finally:
-        database.close()

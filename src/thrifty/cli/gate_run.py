@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,10 @@ import typer
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
-from thrifty.db import open_database
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.open_model import is_url
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.improve.gate.judge import TEXT, Slice
 from thrifty.improve.gate.run import GateRequest, GateResult, run_gate
@@ -52,15 +52,9 @@ def run_check(request: GateRequest, *, as_json: bool) -> None:
     """Judge a version; exits with 1 if it failed."""
     home = find_home()
     in_service = isinstance(request.judge, str) and request.judge.startswith(DEPLOYMENT)
-    database = open_database(find_database_url(home), migrate=True) if in_service else None
-    try:
-        with show_progress() as on_progress:
-            result = run_gate(
-                Store(home.models), home, request, on_progress, tell, database=database
-            )
-    finally:
-        if database is not None:
-            database.close()
+    opened = open_home(home) if in_service else contextlib.nullcontext()
+    with opened as database, show_progress() as on_progress:
+        result = run_gate(Store(home.models), home, request, on_progress, tell, database=database)
     if as_json:
         print_json(result.as_dict())
     else:

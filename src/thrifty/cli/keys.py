@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.cli.show import err, print_json, print_line, print_table, tell
 from thrifty.control.service_api import Actor
-from thrifty.db import Database, open_database
+from thrifty.db import open_database
 from thrifty.db.keys import (
     NO_LIMITS,
     Key,
@@ -23,19 +22,12 @@ from thrifty.db.keys import (
     rotate_key,
 )
 from thrifty.errors import ThriftyError
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.types import Role
 from thrifty.units import parse_duration_s
 
-
-@contextmanager
-def _database() -> Iterator[Database]:
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
-        yield database
-    finally:
-        database.close()
+_LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 
 def run_create(
@@ -46,20 +38,21 @@ def run_create(
     deployments: Sequence[str] | None = None,
     expires: str | None = None,
 ) -> None:
-    """Make a key; print it alone on the last line. `expires` is a duration."""
+    """Make a key; print it alone on stdout. `expires` is a duration."""
     expires_s = None if expires is None else time.time() + _parse_duration(expires)
     scope = Scope(tuple(deployments) if deployments else None, expires_s)
-    with _database() as database:
+    # The first key may come before the first service.
+    with open_home(find_home(), create=True) as database:
         key, secret = create_key(
             database, name, role, tenant, limits, scope=scope,
             who=Actor.from_user("thrifty keys create").who,
         )  # fmt: skip
+    print_line(secret)  # first: whatever comes after it, it is not lost
     shown = ", ".join(filter(None, (_describe_limits(key.limits), _describe_scope(key))))
-    err.print(
-        f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}"
-        f"{', ' + shown if shown else ''}). It is shown only now:"
+    tell(
+        f"This is the key {key.name!r} (role {key.role.value}, tenant {key.tenant}"
+        f"{', ' + shown if shown else ''}). It is shown only now."
     )
-    print_line(secret)
 
 
 def keep_keys(database_url: str, wanted: Sequence[str]) -> None:
@@ -95,7 +88,7 @@ def _parse_kept(text: str) -> tuple[str, str]:
 
 def run_list(*, as_json: bool) -> None:
     """List keys."""
-    with _database() as database:
+    with open_home(find_home()) as database:
         keys = list_keys(database)
     if as_json:
         print_json(
@@ -124,22 +117,24 @@ def run_list(*, as_json: bool) -> None:
 
 
 def run_rotate(name: str, keep: str) -> None:
-    """Give a key another secret; print it alone on the last line. `keep` is a duration."""
+    """Give a key another secret; print it alone on stdout. `keep` is a duration."""
     keep_s = _parse_duration(keep)
-    with _database() as database:
+    with open_home(find_home()) as database:
         key, secret = rotate_key(
             database, name, keep_s, who=Actor.from_user("thrifty keys rotate").who
         )
+    print_line(secret)
     until = "is refused from now on"
     if keep_s > 0 and key.previous_until_s is not None:
         until = f"stays good until {_show_time(key.previous_until_s)}"
-    err.print(f"The key {name!r} has another secret; the one before {until}. It is shown only now:")
-    print_line(secret)
+    tell(
+        f"This is the secret of the key {name!r} now; the one before {until}. It is shown only now."
+    )
 
 
 def run_revoke(name: str) -> None:
     """End a key."""
-    with _database() as database:
+    with open_home(find_home()) as database:
         revoke_key(database, name, who=Actor.from_user("thrifty keys revoke").who)
     err.print(f"The key {name!r} is revoked; gateways refuse it from now on.")
 
@@ -152,7 +147,8 @@ def _parse_duration(text: str) -> float:
 
 
 def _show_time(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
+    # Keys that were made before there was a bound may have any time.
+    return datetime.fromtimestamp(min(at_s, _LAST_S), UTC).isoformat(timespec="seconds")
 
 
 def _describe_scope(key: Key) -> str:

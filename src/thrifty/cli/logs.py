@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from thrifty.cli.show import print_json, print_line, tell
-from thrifty.db import Database, open_database
+from thrifty.db import Database
 from thrifty.db.feedback import FeedbackFilter, list_feedback, read_history
 from thrifty.db.request_queries import LogRow, RequestFilter, list_requests, read_texts
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.errors import DatabaseError, ThriftyError
 from thrifty.feedback.pages import describe_feedback
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.gateway.app.request_pages import describe_request
 from thrifty.home import find_home
 from thrifty.observe.texts import describe_texts
@@ -39,27 +39,25 @@ def run_logs(
     wanted: RequestFilter, *, limit: int, follow: bool, request: str | None, as_json: bool
 ) -> None:
     """Show requests, the newest last."""
-    database = open_database(find_database_url(find_home()), migrate=True)
-    try:
-        ids = ResponseIds(read_secret(database, ID_SECRET), 0)
-        if request is not None:
-            _show_request(database, request, ids, as_json=as_json)
-            return
-        rows, _ = list_requests(database, wanted, limit=limit)
-        if not as_json and (rows or follow):
-            print_line(_join(_COLUMNS))
-        for row in reversed(rows):
-            _show_row(row, ids, as_json=as_json)
-        if not rows and not follow:
-            tell("No requests in the log.")
-        if follow:
-            _follow(database, wanted, {row["id"] for row in rows}, ids, as_json=as_json)
-    except KeyboardInterrupt:
-        pass
-    except BrokenPipeError:
-        sys.stdout = None
-    finally:
-        database.close()
+    with open_home(find_home()) as database:
+        try:
+            ids = ResponseIds(read_secret(database, ID_SECRET), 0)
+            if request is not None:
+                _show_request(database, request, ids, as_json=as_json)
+                return
+            rows, _ = list_requests(database, wanted, limit=limit)
+            if not as_json and (rows or follow):
+                print_line(_join(_COLUMNS))
+            for row in reversed(rows):
+                _show_row(row, ids, as_json=as_json)
+            if not rows and not follow:
+                tell("No requests in the log.")
+            if follow:
+                _follow(database, wanted, {row["id"] for row in rows}, ids, as_json=as_json)
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:
+            sys.stdout = None
 
 
 def _follow(

@@ -120,7 +120,7 @@ def run_verify(name: str | None) -> None:
                 store.verify(store.load(version.artifact), thorough=True, on_progress=on_progress)
         except ArtifactError as error:
             damaged.append(version.label)
-            err.print(f"{version.label}: {error}", markup=False)
+            err.print(f"{version.label}: {error}")
         else:
             print_line(f"{version.label}: as it was stored")
     if damaged:

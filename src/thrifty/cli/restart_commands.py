@@ -25,7 +25,7 @@ def restart(
     if deployment is None:
         from thrifty.cli.status import run_restart
 
-        run_restart()
+        run_restart(as_json=as_json)
         return
     if version is None:
         raise typer.BadParameter("name the version, too", param_hint="VERSION")

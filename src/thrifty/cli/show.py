@@ -19,12 +19,15 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from thrifty.types import OnProgress
 from thrifty.types import Progress as Step
 from thrifty.units import format_bytes
 
-err = Console(stderr=True, highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False, markup=False)
+UNBOUNDED_COLUMNS = 1_000_000
+"""The width of output that no terminal shows: nothing is cut or broken."""
 
 _VERBS = {
     "resolve": "Looking up the model",
@@ -79,17 +82,24 @@ def print_line(text: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """One line on stderr, as it is: brackets in it are no markup, and it is not broken."""
-    err.print(text, markup=False, soft_wrap=True)
+    """One line on stderr, which is not broken."""
+    err.print(text, soft_wrap=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-    """A table on stdout, as wide as its contents."""
-    table = Table(*columns, title=title or None, box=None, pad_edge=False, title_justify="left")
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout, as wide as its contents. What cells hold is text, never markup."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(Text(column))
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    make_console().print(table)
+
+
+def make_console() -> Console:
+    """Stdout: as wide as the terminal, or without a bound where there is none."""
+    width = None if sys.stdout.isatty() else UNBOUNDED_COLUMNS
+    return Console(highlight=False, emoji=False, markup=False, width=width)
 
 
 @contextmanager
@@ -99,10 +109,10 @@ def show_progress() -> Iterator[OnProgress]:
         yield _PlainProgress().show
         return
     with Progress(
-        TextColumn("{task.description:<26}"),
+        TextColumn("{task.description:<26}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
         console=err,
     ) as bars:

@@ -20,7 +20,7 @@ def rotate(
         str, typer.Option(help="How long the secret of before stays good, such as 24h.")
     ] = "0s",
 ) -> None:
-    """Give a key another secret, and print it, this once, as the last line."""
+    """Give a key another secret, and print it, this once, alone on stdout."""
     from thrifty.cli.keys import run_rotate
 
     run_rotate(name, keep)
@@ -28,10 +28,11 @@ def rotate(
 
 def sign_ins(as_json: Json = False) -> None:
     """List who is signed in to the console through an identity provider."""
-    from thrifty.cli.audit import open_home_database
     from thrifty.db.sign_ins import list_sign_ins
+    from thrifty.fleet.controller_note import open_home
+    from thrifty.home import find_home
 
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         found = list_sign_ins(database)
     if as_json:
         print_json(
@@ -60,12 +61,13 @@ def sign_out(
     ] = None,
 ) -> None:
     """Sign people out of the console at once, everywhere. They may sign in again."""
-    from thrifty.cli.audit import open_home_database
     from thrifty.control.service_api import Actor
     from thrifty.db.sign_ins import end_sign_ins
+    from thrifty.fleet.controller_note import open_home
+    from thrifty.home import find_home
 
     who = Actor.from_user("thrifty keys sign-out").who
-    with open_home_database() as database:
+    with open_home(find_home()) as database:
         count = end_sign_ins(database, name, who)
     print_line(f"{count} sign-in{'' if count == 1 else 's'} ended.")
 

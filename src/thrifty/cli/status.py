@@ -221,7 +221,7 @@ def _forget_processes(database_url: str) -> None:
         database.close()
 
 
-def run_restart() -> None:
+def run_restart(*, as_json: bool) -> None:
     """Replace the gateway's workers."""
     home = find_home()
     note = read_controller_note(home)
@@ -240,6 +240,8 @@ def run_restart() -> None:
                 )
             time.sleep(0.1)
     err.print(f"{len(before)} gateway worker{'s' if len(before) > 1 else ''} replaced.")
+    if as_json:
+        print_json({"workers_replaced": len(before)})
 
 
 def _read_deployments(home: Home) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from thrifty.cli.show import make_console
 from thrifty.control.live import read_live
 from thrifty.db import Database
 from thrifty.errors import DatabaseError
@@ -29,7 +30,7 @@ _COLUMNS = (
 
 def run_top(*, once: bool, every_s: float, window_s: float, as_json: bool) -> None:
     """Show how the service does, until Ctrl-C or once."""
-    console = Console(highlight=False)
+    console = make_console()
     once = once or not (as_json or console.is_terminal)
     with open_home(find_home()) as database:
         try:
@@ -96,17 +97,18 @@ def _style(state: str, usual: str = "") -> str:
     return usual if state in ("ready", "parked", "asleep") else "yellow"
 
 
-def _describe(name: str, state: str, figures: dict[str, Any]) -> tuple[str, ...]:
+def _describe(name: str, state: str, figures: dict[str, Any]) -> list[Text]:
     queue = figures.get("waiting")
     if "queued" in figures:
         queue = figures["queued"] + figures["held"]
-    return (
+    cells = (
         sanitize_line(name, 60), state, _number(figures["requests_per_s"]),
         _time(figures["ttft_p50_s"]), _time(figures["ttft_p95_s"]), _time(figures["tpot_p50_s"]),
         _number(figures["tokens_per_s"]), _count(figures.get("running", figures.get("in_flight"))),
         _count(queue), _share(figures["cache_hit_ratio"]), _share(figures.get("kv_usage")),
         _number(figures["errors_per_s"]) if figures["errors_per_s"] else "",
     )  # fmt: skip
+    return [Text(cell) for cell in cells]
 
 
 def _number(value: float) -> str:

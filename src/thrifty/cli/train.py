@@ -17,7 +17,6 @@ from thrifty.compress.distill.answers import RemoteTeacher
 from thrifty.compress.distill.settings import Training
 from thrifty.control.service_api import Actor
 from thrifty.data.augmentation import parse_augmentation
-from thrifty.db import open_database
 from thrifty.db.erasures import note_export
 from thrifty.db.subjects import open_subjects
 from thrifty.errors import TrainingError
@@ -25,7 +24,7 @@ from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.suite import LOG
 from thrifty.feedback.export import REASONS, Chosen, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
-from thrifty.fleet.controller_note import find_database_url
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import Home, find_home, make_private_folder
 from thrifty.train.named_data import NamedRows, find_rows
 from thrifty.train.plot import plot_losses
@@ -146,9 +145,8 @@ def _find_rows(named: str, method: Method, home: Home) -> NamedRows:
     deployment = named.removeprefix(LOG)
     folder = make_private_folder(home.data / "feedback")
     path = folder / f"{quote(deployment, safe='')}.{method}.jsonl"
-    database = open_database(find_database_url(home), migrate=True)
     skipped = Skipped()
-    try:
+    with open_home(home) as database:
         # Before it is written, so that `thrifty forget` knows of it in any case.
         note_export(database, path, method.value, who=Actor.from_user("thrifty train").who)
         found = export_rows(
@@ -157,8 +155,6 @@ def _find_rows(named: str, method: Method, home: Home) -> NamedRows:
         )  # fmt: skip
         with replace_atomically(path, mode=0o600) as temporary:
             count = _write(temporary, found)
-    finally:
-        database.close()
     tell(f"{count} rows from feedback, in {path}")
     for reason, number in skipped.counts.most_common():
         tell(f"  no row: {number} {'response' if number == 1 else 'responses'} {REASONS[reason]}")

@@ -51,6 +51,7 @@ from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
 from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaNames, check_key
 from thrifty.fleet.controller_note import (
+    keep_database_url,
     read_controller_note,
     remove_controller_note,
     write_controller_note,
@@ -147,6 +148,7 @@ class Controller:
         """
         self._take_home()
         self.database = await asyncio.to_thread(open_database, self.database_url, migrate=True)
+        keep_database_url(self.home, self.database_url)
         self._open_rescuer()
 
     async def start(self) -> None:

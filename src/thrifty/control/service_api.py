@@ -384,6 +384,14 @@ class Rollback:
     after: tuple[DesiredVersion, ...]
     """The versions then; none where the deployment would not be served any more."""
 
+    def to_builtins(self) -> dict[str, Any]:
+        """As JSON, with versions as in the history."""
+        return {
+            "takes_back": self.takes_back,
+            "before": [_describe_version(one) for one in self.before],
+            "after": [_describe_version(one) for one in self.after],
+        }
+
 
 def look_at_rollback(database: Database, deployment: str) -> Rollback:
     """What `roll_back` would do; writes nothing. Raises `ControlError`."""
@@ -470,10 +478,14 @@ def _describe_change(change: PastChange) -> dict[str, Any]:
         "kind": change.kind,
         "who": change.who,
         "why": change.why,
-        "versions": None if state is None else [
-            {"label": v.label, "weight": v.weight, "replicas": v.replicas.count, "model": v.model}
-            for v in state.versions
-        ],
+        "versions": None if state is None else [_describe_version(v) for v in state.versions],
+    }
+
+
+def _describe_version(version: DesiredVersion) -> dict[str, Any]:
+    return {
+        "label": version.label, "weight": version.weight, "replicas": version.replicas.count,
+        "model": version.model,
     }  # fmt: skip
 
 

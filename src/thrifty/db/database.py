@@ -129,15 +129,16 @@ class Database:
             return None
 
 
-def open_database(url: str, *, migrate: bool) -> Database:
-    """Open the database at a SQLAlchemy URL; with `migrate`, update its tables first.
+def open_database(url: str, *, migrate: bool, create: bool = False) -> Database:
+    """Open the database at a SQLAlchemy URL; with `migrate`, update its tables first; with
+    `create`, make them where there are none.
 
     Raises `DatabaseError`, whose message names the next step.
     """
     parsed = _parse_url(url)
-    database = Database(parsed, _create_engine(parsed, migrate=migrate))
+    database = Database(parsed, _create_engine(parsed, create=migrate or create))
     try:
-        if migrate:
+        if migrate or (create and _is_empty(database)):
             _migrate(database)
         else:
             _require_current(database)
@@ -187,7 +188,7 @@ def look_at_database(url: str, *, in_use: bool) -> Iterator[Database | None]:
 def _open_as_it_is(url: str) -> Database:
     """Open the database, whatever the revision of its tables."""
     parsed = _parse_url(url)
-    database = Database(parsed, _create_engine(parsed, migrate=False))
+    database = Database(parsed, _create_engine(parsed, create=False))
     try:
         with database.engine.connect():
             return database
@@ -211,13 +212,13 @@ def _parse_url(url: str) -> URL:
     return parsed
 
 
-def _create_engine(url: URL, *, migrate: bool) -> Engine:
+def _create_engine(url: URL, *, create: bool) -> Engine:
     backend = url.get_backend_name()
     if backend == "sqlite":
         if not url.database:
             raise DatabaseError("an SQLite database needs a file: sqlite:////path/file.db")
         path = Path(url.database)
-        if migrate:
+        if create:
             make_private_folder(path.parent)
         elif not path.exists():
             raise DatabaseError(f"the database {path} does not exist; 'thrifty up' creates it")
@@ -264,6 +265,11 @@ def _read_revision(connection: Connection) -> str | None:
         return None
 
 
+def _is_empty(database: Database) -> bool:
+    with database.engine.connect() as connection:
+        return _read_revision(connection) is None
+
+
 def _require_current(database: Database) -> None:
     with database.engine.connect() as connection:
         revision = _read_revision(connection)
@@ -290,9 +296,30 @@ def _migrate(database: Database) -> None:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with database.engine.begin() as connection:
+        with begin_migration(database) as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def begin_migration(database: Database) -> Iterator[Connection]:
+    """A transaction that covers changes of tables.
+
+    SQLite's driver begins transactions only before changes of rows, so that every change of a table
+    would be committed by itself, and an interrupted migration could not be repeated.
+    """
+    with database.engine.connect() as connection:
+        connection.detach()  # the pool must not get the changed connection
+        if database.is_sqlite:
+            driver: Any = connection.connection.dbapi_connection
+            driver.isolation_level = None
+            event.listen(connection, "begin", _begin_immediately)
+        with connection.begin():
+            yield connection
+
+
+def _begin_immediately(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager

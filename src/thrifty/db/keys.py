@@ -33,6 +33,8 @@ KEPT_BY = "environment"
 """Who, for the audit log, has a secret of others kept."""
 MAX_LIMIT = 1e15
 MAX_DEPLOYMENTS = 100
+LONGEST_S = 100 * 365 * 86400.0
+"""The longest time that a key or an earlier secret stays good."""
 _ROLES_OF_0_1 = {Role.VIEWER: "monitor", Role.OPERATOR: "user"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -145,6 +147,8 @@ def rotate_key(
     """Give a key another secret; returns the key and the secret, which is not stored. The one
     before stays good for `keep_s`. The rest, spend included, stays as it is. Raises `ThriftyError`.
     """
+    if not 0 <= keep_s <= LONGEST_S:
+        raise ThriftyError("a secret stays good for 100 years at most; give a time such as 24h")
     known = next((key for key in list_keys(database) if key.name == name), None)
     if known is None:
         raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
@@ -295,8 +299,12 @@ def revoke_key(database: Database, name: str, *, who: str = "") -> None:
 
 
 def _check_scope(scope: Scope, role: Role) -> None:
-    if scope.expires_s is not None and scope.expires_s <= time.time():
-        raise ThriftyError("a key cannot expire in the past; give a time to come, such as 90d")
+    now_s = time.time()
+    if scope.expires_s is not None and not now_s < scope.expires_s <= now_s + LONGEST_S:
+        raise ThriftyError(
+            "a key cannot expire in the past, nor in more than 100 years; give a time such as 90d, or "
+            "none for a key that never expires"
+        )
     if scope.deployments is None:
         return
     if role is not Role.USER:

@@ -1,5 +1,8 @@
-"""The note that a controller leaves in its home, and what other commands do by it: find its address
-and its database, and stop it.
+"""The notes that a controller leaves in its home, and what other commands do by them: find its
+address and its database, and stop it.
+
+run/controller.json  who it is and where it listens, while it runs
+database.json        where its data is, where that is not the embedded database; it stays
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import psutil
 
 from thrifty.db import Database, open_database
 from thrifty.errors import ControlError, DatabaseError, FleetError
+from thrifty.files import write_atomically
 from thrifty.fleet.process import RECORDER_ROLE, ProcessId, adopt_process, find_ours
 from thrifty.home import Home
 
+DATABASE_VARIABLE = "THRIFTY_DATABASE"
 _NAME = "controller.json"
 
 
@@ -62,15 +67,49 @@ def remove_controller_note(home: Home) -> None:
     (home.run / _NAME).unlink(missing_ok=True)
 
 
+def keep_database_url(home: Home, url: str) -> None:
+    """Note where the data of a home is, for commands that run while nothing else does.
+
+    A URL from the environment may hold a password that is in no file: its variable is noted. Raises
+    `OSError`.
+    """
+    if url == home.database_url:
+        home.database_note.unlink(missing_ok=True)
+        return
+    from_environment = url == os.environ.get(DATABASE_VARIABLE)
+    content = {"variable": DATABASE_VARIABLE} if from_environment else {"url": url}
+    write_atomically(home.database_note, json.dumps(content), mode=0o600)
+
+
 def find_database_url(home: Home) -> str:
     """The database that commands of this home use: the environment's, that of what runs here (a
-    killed controller leaves its processes), or the embedded one.
+    killed controller leaves its processes), that of what ran here last, or the embedded one. Raises
+    `DatabaseError` where it is not known.
     """
-    named = os.environ.get("THRIFTY_DATABASE")
+    named = os.environ.get(DATABASE_VARIABLE)
     if named:
         return named
     note = read_controller_note(home)
-    return note.database if note is not None and is_in_use(home, note) else home.database_url
+    if note is not None and is_in_use(home, note):
+        return note.database
+    try:
+        kept = json.loads(home.database_note.read_bytes())
+    except FileNotFoundError:
+        return home.database_url
+    except OSError as error:
+        raise DatabaseError(f"{home.database_note} cannot be read: {error.strerror}") from None
+    except ValueError:
+        kept = None
+    if isinstance(kept, dict) and isinstance(kept.get("url"), str):
+        return str(kept["url"])
+    if kept is None:
+        raise DatabaseError(
+            f"{home.database_note} is damaged: set {DATABASE_VARIABLE} to the database of {home.root}"
+        )
+    raise DatabaseError(
+        f"the service of {home.root} took its database from {DATABASE_VARIABLE}, which is not set; "
+        "set it to the same URL"
+    )
 
 
 def is_in_use(home: Home, note: ControllerNote | None) -> bool:
@@ -79,16 +118,19 @@ def is_in_use(home: Home, note: ControllerNote | None) -> bool:
 
 
 @contextlib.contextmanager
-def open_home(home: Home) -> Iterator[Database]:
-    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
+def open_home(home: Home, *, create: bool = False) -> Iterator[Database]:
+    """The database of the service in `home`, which `thrifty up` migrates. Raises `ControlError` where
+    there was none yet; with `create`, it is made.
+    """
     url = find_database_url(home)
     try:
-        database = open_database(url, migrate=False)
+        database = open_database(url, migrate=False, create=create)
     except DatabaseError as error:
         if url == home.database_url and not home.database.exists():
             raise ControlError(
                 f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
-                "THRIFTY_HOME to the home of the one that you mean"
+                f"THRIFTY_HOME to the home of the one that you mean, or {DATABASE_VARIABLE} to its "
+                "database"
             ) from None
         raise error
     try:

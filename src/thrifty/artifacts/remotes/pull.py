@@ -119,7 +119,8 @@ def bring_in(
                 path.mkdir(exist_ok=True)
             moved = _collect(store, remote, manifest, model, parts, on_progress)
         except OSError as error:
-            raise ArtifactError(store.describe_disk_fault(manifest.version.label, error)) from None
+            what = f"{manifest.version.label} could not be stored"
+            raise ArtifactError(store.describe_disk_fault(what, error)) from None
         version, artifact = store.add(model, name, lineage, on_progress=on_progress)
         shutil.rmtree(parts, ignore_errors=True)
     assert artifact.id == manifest.artifact.id

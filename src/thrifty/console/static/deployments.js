@@ -1,5 +1,5 @@
 // Deployments: versions with their weights, replicas with their load, and what operators do.
-import { html, useState } from "./vendor.js";
+import { html, useEffect, useState } from "./vendor.js";
 import { call, figures, may, status } from "./api.js";
 import { Chart } from "./chart.js";
 import { formatBytes, formatCount, formatMs, formatRate, formatShare } from "./format.js";
@@ -172,8 +172,15 @@ function TrafficDialog({ deployment, path, onClose, onDone }) {
 }
 
 function ScaleDialog({ deployment, path, onClose, onDone }) {
-  const [label, setLabel] = useState(deployment.versions[0].label);
+  const [label, setLabel] = useState(deployment.versions[0]?.label);
   const version = deployment.versions.find((one) => one.label === label);
+  const gone = version === undefined;  // while the dialog is open
+  useEffect(() => {
+    if (!gone) return;
+    announce(`${deployment.name} has no version ${label ?? ""} any more.`);
+    onClose();
+  }, [gone]);
+  if (gone) return null;
   const auto = version.scaling && version.scaling.min !== version.scaling.max;
   const send = async (form) => {
     const numbers = auto ? { min: Number(form.get("min")), max: Number(form.get("max")) }

@@ -1,5 +1,5 @@
 // The console's frame: signing in, navigation, and the page that the address names.
-import { html, render, useEffect, useRef, useState } from "./vendor.js";
+import { Component, html, render, useEffect, useRef, useState } from "./vendor.js";
 import {
   connection, followEvents, may, readSession, session, signIn, signOut, status, url,
 } from "./api.js";
@@ -125,12 +125,24 @@ function Frame() {
     </nav>
     <main id="main">
       <div class="pagehead"><h1 tabindex="-1" ref=${heading}>${title}</h1><${Connection} /></div>
-      ${current ? html`<${Page} key=${current.name} page=${current} />`
+      ${current ? html`<${Boundary} key=${current.name}><${Page} page=${current} /></${Boundary}>`
         : html`<p>There is no page of this name for your key.
           <a href=${link(allowed[0]?.name ?? "overview")}>Go to the first one</a>.</p>`}
     </main>
   </div>
   <div class="hidden" role="status" aria-live="polite">${announcement.value}</div>`;
+}
+
+/** A page that throws says so in its place, and the rest of the console goes on. */
+class Boundary extends Component {
+  static getDerivedStateFromError(error) { return { error }; }
+
+  render({ children }, { error }) {
+    if (!error) return children;
+    console.error(error);
+    return html`<${Failure} error=${new Error(`This page met a fault: ${error.message}`)}
+      again=${() => this.setState({ error: null })} />`;
+  }
 }
 
 function Page({ page }) {
