@@ -157,7 +157,7 @@ def _open_build(
     elif isinstance(recipe, dict):
         recipe = parse_recipe(recipe)
     store = Store(home.models)
-    database = open_database(find_database_url(home), migrate=True)
+    database = open_database(find_database_url(home), migrate=False, create=True)
     try:
         with _lock(home, name):
             try:
