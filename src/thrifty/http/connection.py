@@ -541,13 +541,10 @@ class HttpProtocol(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         exchange, self._current = self._current, None
-        if exchange is not None and exchange.spool is not None:
-            exchange.spool.close()
-        if exchange is not None and not exchange.finished:
-            if exchange.on_disconnect is not None:
-                exchange.on_disconnect()
-            elif exchange.task is not None:
-                exchange.task.cancel()
+        if exchange is not None:
+            # A task that was created in this turn takes its first step before that. Cancelled
+            # earlier, it would never run, nor undo what its handler has done already.
+            self._loop.call_soon(_abandon, exchange)
 
     def _close(self) -> None:
         """Close when what was written is sent; the client has the write timeout to read it."""
@@ -604,6 +601,17 @@ class HttpProtocol(asyncio.Protocol):
         assert self._transport is not None
         waiting = self._transport.get_write_buffer_size() + _count_in_kernel(self._transport)
         return self._sent_bytes - waiting
+
+
+def _abandon(exchange: Exchange) -> None:
+    """Tell whoever answers `exchange` that its client is gone."""
+    if not exchange.finished:
+        if exchange.on_disconnect is not None:
+            exchange.on_disconnect()
+        elif exchange.task is not None:
+            exchange.task.cancel()
+    if exchange.spool is not None:
+        exchange.spool.close()
 
 
 def _count_in_kernel(transport: asyncio.Transport) -> int:

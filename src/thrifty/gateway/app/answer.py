@@ -88,10 +88,15 @@ class Answerer:
         if not parsed.stream_options.shareable:
             call.cache.result = BYPASS
             return self._forward(call)
+        return self._share(call, key)
+
+    async def _share(self, call: Call, key: bytes) -> None:
+        """Join the generation of an identical request, or begin one that others may join."""
         flight = self._flights.find(key)
         if flight is not None:
-            return self._follow(call, flight)
-        return self._lead(call, key, self._flights.begin(key, stream=parsed.stream))
+            await self._follow(call, flight)
+        else:
+            await self._lead(call, key, self._flights.begin(key, stream=call.admitted.stream))
 
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
@@ -224,7 +229,7 @@ class Answerer:
         return self._cache.store(key, entry, ttl_s)
 
     async def _follow(self, call: Call, flight: SingleFlight) -> None:
-        """Join the generation of an identical request."""
+        """Answer from the generation of an identical request. Each of its waits is bounded."""
         parsed = call.admitted
         call.cache.result, call.cache.tier = HIT, IN_FLIGHT
         self._metrics.shared.labels(call.placed.deployment.name).inc()
