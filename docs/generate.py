@@ -40,7 +40,7 @@ from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
+from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, WISHES, Endpoint, is_honoured
 from thrifty.spec.alerts import AlertTargetSpec
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
@@ -228,7 +228,8 @@ def make_field_page() -> str:
         "400 that names it, and so is a field that is not known or a value that it does not hold. "
         "For servers that others run (`engine: remote`) only the values of known fields are checked; "
         "what they honour is up to them. Values without effect ask for what happens anyway, so every "
-        "engine takes them.\n",
+        "engine takes them. What is *taken* is a wish that answers need not follow: see "
+        "[api.md](api.md#fields-that-need-the-right-model-or-engine).\n",
     ]
     for endpoint, fields in FIELDS.items():
         parts.append(f"## `{endpoint.value}`\n")
@@ -246,7 +247,7 @@ def describe_support(traits: Traits, endpoint: Endpoint, name: str) -> str:
     if endpoint not in traits.endpoints:
         return ""
     if not is_honoured(name, endpoint, (traits.honours or frozenset()) | GATEWAY_FIELDS):
-        return ""
+        return "taken" if name in WISHES else ""
     narrowed = traits.narrowed.get((endpoint, name))
     return "yes" if narrowed is None else f"only {narrowed.rule}"
 

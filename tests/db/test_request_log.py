@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -140,6 +141,21 @@ def test_texts_may_be_kept_shorter_than_rows(database: Database) -> None:
     assert log.prune(500, 100, keep_texts_s=50) == 1
     assert len(read(database)) == 2
     assert len(read_texts(database)) == 1
+
+
+def test_a_busy_tenant_pushes_out_no_rows_of_others(database: Database) -> None:
+    log, now_s = RequestLog(database), time.time()
+    for age_s, count, tenant in ((9, 3, "quiet"), (8, 2, None), (5, 40, "busy"), (4, 30, "other")):
+        rows = [
+            row(f"{tenant}{i}", at_s=now_s - age_s + i / 50, tenant=tenant) for i in range(count)
+        ]
+        log.write([Entry(one, ("p", "a")) for one in rows])
+    assert log.prune(500, 25) == 50
+    kept = Counter(each["tenant"] for each in read(database).values())
+    assert kept == {"quiet": 3, None: 2, "busy": 10, "other": 10}
+    names = {each["client_request_id"] for each in read(database).values()}
+    assert {f"busy{i}" for i in range(30, 40)} < names
+    assert set(read_texts(database)) == set(read(database))
 
 
 def test_a_repeated_client_id_is_allowed(database: Database) -> None:

@@ -471,6 +471,45 @@ class TestBackend:
             found = await model.ask("Say:", greedy(3, grammar=Grammar('root ::= "龘🦙"')))
             assert sum(len(one.token_ids) for one in found) == 3
             assert found[-1].finish == "length"
+            # What a grammar binds goes on where it was, and does not begin anew.
+            found = await model.ask("Say:", greedy(3, grammar=Grammar('root ::= "a龘🦙"')))
+            assert model.text_of(found) == "a"
+            assert found[-1].finish == "length"
+
+    async def test_a_grammar_is_not_joined_with_least_tokens(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+            grammar = Grammar('root ::= "a" | "b"')
+            with pytest.raises(EngineError, match="min_tokens: 'min_tokens' cannot be joined"):
+                await model.ask("Say:", greedy(4, grammar=grammar, min_tokens=2))
+            assert model.backend.load() == Load(0, 0, 0.0)
+
+    async def test_a_job_that_is_cancelled_as_it_begins_gives_its_slot_back(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        async with running(store, write(tmp_path / "m.gguf"), engine__slots="1") as model:
+            backend, loop = model.backend, asyncio.get_running_loop()
+            asking = asyncio.create_task(model.ask("Once", greedy(4, ignore_eos=True)))
+            await asyncio.sleep(0)
+            cancelled = asyncio.Event()
+            waiting = backend.submit([1], greedy(4), lambda _: None, lambda _: None)
+
+            def cancel_once_begun() -> None:
+                """Before the first step of its task, which comes in the next turn at the earliest."""
+                if backend.load().waiting:
+                    loop.call_soon(cancel_once_begun)
+                else:
+                    backend.cancel(waiting)
+                    cancelled.set()
+
+            cancel_once_begun()
+            await asking
+            await cancelled.wait()
+            async with asyncio.timeout(20):
+                assert await model.ask("Once", greedy(2, ignore_eos=True))
+                while backend.load() != Load(0, 0, 0.0):
+                    await asyncio.sleep(0)
 
 
 def split(path: Path, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.server.backend import ModelFacts
 from thrifty.engines.server.calls import read_answer
 from thrifty.engines.server.prompt import Prompt, build_prompt
-from thrifty.engines.server.tools import parse_tools
+from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
@@ -420,6 +420,29 @@ def test_settings_reach_the_template() -> None:
         with pytest.raises(WireError, match=f"cannot set '{name}'") as refusal:
             render(templates.CHATML, USER, chat_template_kwargs={name: []})
         assert refusal.value.param == "chat_template_kwargs"
+
+
+def test_effort_of_reasoning_reaches_templates_that_take_it() -> None:
+    plain = make_tokenizer().tokenizer
+    takes = TextTokenizer(plain, "{{ reasoning_effort or 'as usual' }}" + templates.HERMES)
+    thinks = TextTokenizer(plain, templates.HERMES)
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+
+    def render(tokenizer: TextTokenizer, **fields: Any) -> str:
+        return tokenizer.decode(build_prompt({**body, **fields}, tokenizer, ToolPlan()).ids)
+
+    assert render(takes).startswith("as usual")
+    for effort in ("none", "low"):
+        assert render(takes, reasoning_effort=effort).startswith(effort)
+    given = {"reasoning_effort": "high"}
+    assert render(takes, reasoning_effort="low", chat_template_kwargs=given).startswith("high")
+    assert render(thinks, reasoning_effort="low") == render(thinks)
+    assert render(make_tokenizer(), reasoning_effort="none") == render(make_tokenizer())
+    with pytest.raises(WireError, match="would not keep it from reasoning") as refused:
+        render(thinks, reasoning_effort="none")
+    assert refused.value.param == "reasoning_effort"
+    off = {"enable_thinking": False}
+    assert render(thinks, reasoning_effort="none", chat_template_kwargs=off)
 
 
 def test_prompt_tells_whether_the_answer_begins_within_reasoning() -> None:

@@ -21,7 +21,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.fleet import local_replica as local
 from thrifty.fleet.local_replica import LocalReplica
 from thrifty.home import Home
-from thrifty.http.client import HttpClient
+from thrifty.http.client import HttpClient, TransportError
 from thrifty.spec import load_spec
 from thrifty.types import ReplicaState
 
@@ -257,6 +257,33 @@ async def test_a_replica_past_its_memory_limit_is_drained_and_started_anew(
     await until(one, ReplicaState.READY)
     assert one.restarts == 1
     await one.stop()
+
+
+@pytest.mark.parametrize("free_bytes", [10**9, 10**5])
+async def test_a_replica_past_its_memory_limit_ends_what_it_works_on(
+    home: Home, monkeypatch: pytest.MonkeyPatch, free_bytes: int
+) -> None:
+    """Unless the machine's memory is nearly used up."""
+    monkeypatch.setattr(local, "WATCH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(local, "available_memory_bytes", lambda: free_bytes)
+    monkeypatch.setattr(local, "STOP_GRACE_S", 0.1)
+    one = replica(home, EchoEngine(), echo_served(tpot=0.02))
+    one.start()
+    await one.ready_once.wait()
+    client = HttpClient()
+    body = b'{"model": "echo", "prompt": "a", "max_tokens": 80, "ignore_eos": true}'
+    asking = asyncio.ensure_future(ask(client, one.row().url, body, "/v1/completions"))
+    while (await EchoEngine().read_load(one.row().url)).running == 0:
+        await asyncio.sleep(0.01)
+    one.set_bounds(2_000_000, 30.0)
+    await until(one, ReplicaState.DRAINING)
+    if free_bytes == 10**9:
+        assert (await asking).json()["usage"]["completion_tokens"] == 80
+    else:
+        with pytest.raises(TransportError):
+            await asking
+    await one.stop()
+    client.close()
 
 
 async def test_a_running_replica_is_adopted(home: Home) -> None:

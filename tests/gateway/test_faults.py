@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from tests.db.test_database import row
 from tests.parts import (
+    ask,
     echo_deployment,
     replica_row,
     running_echo,
@@ -384,6 +385,36 @@ async def test_a_client_that_hangs_up_cancels_its_generation(tmp_path: Path) -> 
             await asyncio.sleep(0.02)
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_errors_total", kind="client_gone") == 2
+
+
+async def test_a_request_whose_client_leaves_between_attempts_is_not_sent_again(
+    tmp_path: Path,
+) -> None:
+    asked = asyncio.Event()
+    sends = 0
+
+    async def dying(exchange: Exchange) -> None:
+        nonlocal sends
+        sends += 1
+        exchange.abort()
+        asked.set()
+
+    async with running_server(dying) as (url, _), running_gateway(tmp_path, [url]) as gateway:
+        asking = asyncio.ensure_future(gateway.ask(CHAT))
+        await asked.wait()
+        version = gateway.version()
+        await until(lambda: version.waiting)  # the only replica has just failed
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        gateway.client.close()
+
+        client, gone = HttpClient(), 0.0
+        async with asyncio.timeout(20):
+            while not gone:
+                metrics = await ask(client, gateway.url, b"", "/metrics", method="GET")
+                gone = metrics.metric("thrifty_errors_total", kind="client_gone")
+        client.close()
+        assert sends == 1
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from tests.parts import (
     running_echo,
     running_gateway,
     running_server,
+    until,
 )
 from thrifty.db.fleet import DeploymentRow, ReplicaRow, save_deployment
 from thrifty.db.tables import request_texts, requests
@@ -225,6 +226,29 @@ async def test_requests_that_wait_for_a_version_go_to_another_one(tmp_path: Path
             if len(replies) == len(tasks) - 1:
                 break
         assert all(reply.status == 200 and text_of(reply) == "from a" for reply in replies)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_requests_that_wait_for_a_removed_version_go_to_the_fallback(tmp_path: Path) -> None:
+    """Rather than wait for the version that took its place and has no replica."""
+    row = echo_deployment(slots=1, wait_timeout_s=600, fallback=("other",))
+    async with (
+        running_echo(ttft_s=600) as busy,
+        running_echo("other", reply="from other") as url,
+        running_gateway(tmp_path, [busy], deployment=row) as gateway,
+    ):
+        other = replica_row(0, url, "other")
+        await asyncio.to_thread(save_deployment, gateway.database, echo_deployment("other"))
+        await gateway.set_replicas([replica_row(0, busy), other])
+        tasks = [asyncio.ensure_future(gateway.ask(chat("q"))) for _ in range(2)]
+        await until(lambda: len(gateway.version().concurrency.queue) == 1)
+        newer = replace(row, versions=(replace(row.versions[0], label="echo@v2"),))
+        await asyncio.to_thread(save_deployment, gateway.database, newer)
+        await gateway.set_replicas([replica_row(0, busy), other])
+        done, _ = await asyncio.wait(tasks, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        assert [text_of(task.result()) for task in done] == ["from other"]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

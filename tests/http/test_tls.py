@@ -10,8 +10,9 @@ import shutil
 import socket
 import ssl
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -27,7 +28,7 @@ import openai
 from tests.http.raw import RawClient, wait_for
 from thrifty.errors import ThriftyError
 from thrifty.http.client import HttpClient
-from thrifty.http.exchange import Exchange
+from thrifty.http.exchange import Exchange, Handler
 from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.http.tls import ServerTls
 from thrifty.http.types import EVENT_STREAM_HEADERS
@@ -81,8 +82,10 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @contextlib.asynccontextmanager
-async def serving(authority: Authority, **limits: float) -> AsyncIterator[tuple[HttpServer, int]]:
-    server = HttpServer(handle, ServerLimits(**limits))  # type: ignore[arg-type]
+async def serving(
+    authority: Authority, handler: Handler = handle, **limits: float
+) -> AsyncIterator[tuple[HttpServer, int]]:
+    server = HttpServer(handler, ServerLimits(**limits))  # type: ignore[arg-type]
     tls = ServerTls(authority.cert, authority.key)
     port = await server.start("127.0.0.1", 0, tls=tls)
     try:
@@ -127,6 +130,42 @@ async def test_our_client_sends_and_is_refused_as_without_tls(
             assert status == 413
         finally:
             client.close()
+
+
+async def test_what_a_handler_has_begun_ends_where_its_client_leaves_at_once(
+    authority: Authority,
+) -> None:
+    begun: list[str] = []
+    ended: list[str] = []
+
+    def begin(exchange: Exchange) -> Coroutine[Any, Any, None]:
+        begun.append(exchange.path)
+
+        async def rest() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(exchange.path)
+
+        return rest()
+
+    async with serving(authority, begin) as (_, port):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = authority.context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(65_536))
+        tls.write(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        writer.write(outgoing.read())  # the request and the end of the connection, in one piece
+        await wait_for(lambda: begun == ["/a"] and ended == ["/a"])
+        writer.close()
 
 
 async def test_httpx_and_openai_are_served(authority: Authority) -> None:

@@ -187,10 +187,13 @@ def test_a_clock_that_is_set_makes_no_span_run_backwards() -> None:
 
 async def test_a_request_is_seen_through_every_step(tmp_path: Path) -> None:
     async with running_echo() as url, traced(tmp_path, [url]) as (gateway, collector):
-        headers = {"traceparent": PARENT, "tracestate": "vendor=1"}
+        headers = {
+            "traceparent": PARENT, "tracestate": "vendor=1", "x-request-id": "ann@example.com",
+        }  # fmt: skip
         answer = await gateway.ask(CHAT | {"stream": True}, headers=headers)
         await collector.wait_for(1)
         root = collector.named("POST /v1/chat/completions")[0]
+        assert attributes(root)["thrifty.client_request_id"].startswith("<EMAIL_")
         assert root.trace_id.hex() == TRACE_ID
         assert root.parent_span_id.hex() == SPAN_ID
         assert root.trace_state == "vendor=1"

@@ -226,6 +226,13 @@ def test_it_owns_the_weights_until_it_is_forced(world: World) -> None:
         roll_back(world.database, "m", ANN)
     with pytest.raises(ControlError, match="there is one at a time"):
         world.start()
+    for weights, fault in (
+        ({"nwe": 1}, "has no version 'nwe'"),
+        ({"old": 0, "new": 0}, "would be 0"),
+    ):
+        with pytest.raises(ControlError, match=fault):
+            set_traffic(world.database, "m", weights, ANN, force=True)
+    assert world.turn().state == "running"
     set_traffic(world.database, "m", {"old": 1, "new": 1}, ANN, force=True)
     assert world.release.state == "ended"
     assert read_traffic(world.database, "m")["weights"] == {"old": 1.0, "new": 1.0}

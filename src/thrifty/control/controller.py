@@ -103,9 +103,7 @@ class Controller:
             self._keep_database,
             self._notify_gateways,
         )
-        self._scaling = Scaling(
-            lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
-        )
+        self._scaling = Scaling(lambda: self.database, self._loop, machine, self._count_gateways)
         self._quality = QualityChecks(
             lambda: self.database, lambda: self._loop.desired.deployments, home, store
         )
@@ -275,9 +273,8 @@ class Controller:
         self._recorder.kill()
         self._fleets[False].kill()
 
-    @property
-    def _gateway_ids(self) -> list[str]:
-        return self._gateways.ids if self._gateways is not None else []
+    def _count_gateways(self) -> int:
+        return self._gateways.count_alive() if self._gateways is not None else 0
 
     @property
     def _drain_timeout_s(self) -> float:

@@ -86,6 +86,10 @@ class GatewayWorkers:
         """Their names."""
         return [_name(index) for index in sorted(self._processes)]
 
+    def count_alive(self) -> int:
+        """How many run now: one that has ended is not there until its next process listens."""
+        return sum(process.alive for process in self._processes.values())
+
     @property
     def settings(self) -> WorkerSettings | None:
         """What the workers run with; None before the start."""

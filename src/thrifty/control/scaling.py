@@ -69,7 +69,7 @@ class Scaling:
         machine: Machine,
         count_gateways: Callable[[], int],
     ) -> None:
-        """`count_gateways` says how many gateway workers should report."""
+        """`count_gateways` says how many gateway workers run, and so should report."""
         self._database = database
         self._loop = loop
         self._machine = machine
@@ -183,6 +183,7 @@ class Scaling:
             ready=ready,
             starting=starting,
             demand=self._meter.read(target.key, self._count_gateways(), now_s),
+            held=self._meter.count_held(target.key, now_s),
             objective=Objective(version.slo.ttft_p95_s, version.slo.tpot_p95_s),
             slots=version.settings.slots,
             concurrency=version.settings.batch_slots,

@@ -123,6 +123,7 @@ def set_traffic(
         return [DesiredChange(deployment, replace(there, versions=versions))]
 
     if force:
+        decide(read_desired(database))  # what cannot be ends no release
         why = "the weights were set by hand" + (f": {actor.why}" if actor.why else "")
         override_releases(database, deployment, who=actor.who, why=why)
     else:

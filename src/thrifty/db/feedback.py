@@ -371,7 +371,7 @@ def prune_feedback(database: Database, keep_s: float, max_rows: int) -> int:
             return removed
         counted = select(feedback.c.tenant, func.count()).group_by(feedback.c.tenant)
         counts = {str(row[0]): int(row[1]) for row in connection.execute(counted)}
-        most = _divide_rows(counts.values(), max_rows)
+        most = divide_rows(counts.values(), max_rows)
     for tenant in [name for name, count in counts.items() if count > most]:
         own = feedback.c.tenant == tenant
         with database.begin() as connection:
@@ -381,7 +381,7 @@ def prune_feedback(database: Database, keep_s: float, max_rows: int) -> int:
     return removed
 
 
-def _divide_rows(counts: Iterable[int], most: int) -> int:
+def divide_rows(counts: Iterable[int], most: int) -> int:
     """How many rows each may keep, so that they are `most` at most together."""
     smaller = sorted(counts)
     for place, count in enumerate(smaller):

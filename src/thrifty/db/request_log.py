@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, text
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text
 
 from thrifty.db.database import Database
 from thrifty.db.erasures import find_erased
+from thrifty.db.feedback import divide_rows
 from thrifty.db.rollups import note_rows
 from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.subjects import Subjects, open_subjects
@@ -203,37 +204,63 @@ class RequestLog:
         return self._subjects
 
     def prune(self, keep_s: float, max_rows: int, keep_texts_s: float | None = None) -> int:
-        """Delete rows older than `keep_s` or beyond the newest `max_rows`, with their texts, and
-        texts older than `keep_texts_s` (None: as `keep_s`).
+        """Delete rows older than `keep_s`, and what is more than `max_rows`, with their texts, and texts
+        older than `keep_texts_s` (None: as `keep_s`). Of too many, the oldest ones of the tenants with
+        the most go, so that nobody pushes out what others asked.
 
         Returns the number of deleted rows. Ids need not be dense: the order is by age, and by id
         only among rows with the same time.
         """
         oldest_s = time.time() - keep_s
-        with self._database.begin() as connection:
-            newest_beyond = connection.execute(
-                select(requests.c.at_s, requests.c.id)
-                .order_by(requests.c.at_s.desc(), requests.c.id.desc())
-                .offset(max_rows)
-                .limit(1)
-            ).first()
-        cutoff = None if newest_beyond is None else (newest_beyond[0], newest_beyond[1])
-        removed = self._prune_table(requests, oldest_s, cutoff)
+        removed = self._delete_where(requests.c.at_s < oldest_s)
         if keep_texts_s is not None:
             oldest_s = max(oldest_s, time.time() - keep_texts_s)
-        self._prune_table(request_texts, oldest_s, cutoff)
+        self._delete_texts(oldest_s)
+        with self._database.begin() as connection:
+            if connection.execute(select(requests.c.id).offset(max_rows).limit(1)).first() is None:
+                return removed
+            counted = select(requests.c.tenant, func.count()).group_by(requests.c.tenant)
+            counts: dict[str | None, int] = {row[0]: row[1] for row in connection.execute(counted)}
+        most = divide_rows(counts.values(), max_rows)
+        for tenant in [name for name, count in counts.items() if count > most]:
+            removed += self._delete_oldest(requests.c.tenant.is_not_distinct_from(tenant), most)
         return removed
 
-    def _prune_table(self, table: Table, oldest_s: float, cutoff: tuple[float, int] | None) -> int:
-        doomed = select(table.c.id).where(_is_older(table, oldest_s, cutoff))
-        doomed = doomed.order_by(table.c.at_s).limit(DELETE_ROWS)
+    def _delete_oldest(self, own: ColumnElement[bool], most: int) -> int:
+        """Delete all but the newest `most` of some rows."""
+        at_s, row_id = requests.c.at_s, requests.c.id
+        newest = select(at_s, row_id).where(own).order_by(at_s.desc(), row_id.desc())
+        with self._database.begin() as connection:
+            last = connection.execute(newest.offset(most).limit(1)).first()
+        if last is None:
+            return 0
+        return self._delete_where(
+            own & ((at_s < last[0]) | ((at_s == last[0]) & (row_id <= last[1])))
+        )
+
+    def _delete_where(self, doomed: ColumnElement[bool]) -> int:
+        """Delete rows with their texts."""
+        chosen = select(requests.c.id).where(doomed).order_by(requests.c.at_s).limit(DELETE_ROWS)
         removed = 0
         while True:
             with self._database.begin() as connection, permit_deletion(connection):
-                count = connection.execute(delete(table).where(table.c.id.in_(doomed))).rowcount
-            removed += count
-            if count < DELETE_ROWS:
+                ids = list(connection.execute(chosen).scalars())
+                connection.execute(delete(request_texts).where(request_texts.c.id.in_(ids)))
+                connection.execute(delete(requests).where(requests.c.id.in_(ids)))
+            removed += len(ids)
+            if len(ids) < DELETE_ROWS:
                 return removed
+
+    def _delete_texts(self, oldest_s: float) -> None:
+        old = select(request_texts.c.id).where(request_texts.c.at_s < oldest_s)
+        doomed = old.order_by(request_texts.c.at_s).limit(DELETE_ROWS)
+        count = DELETE_ROWS
+        while count == DELETE_ROWS:
+            with self._database.begin() as connection:
+                done = connection.execute(
+                    delete(request_texts).where(request_texts.c.id.in_(doomed))
+                )
+            count = done.rowcount
 
 
 @contextlib.contextmanager
@@ -247,16 +274,6 @@ def permit_deletion(connection: Connection) -> Iterator[None]:
     connection.execute(insert(leases).values(values))
     yield
     connection.execute(delete(leases).where(leases.c.name == values["name"]))
-
-
-def _is_older(
-    table: Table, oldest_s: float, cutoff: tuple[float, int] | None
-) -> ColumnElement[bool]:
-    old = table.c.at_s < oldest_s
-    if cutoff is None:
-        return old
-    at_s, row_id = cutoff
-    return old | (table.c.at_s < at_s) | ((table.c.at_s == at_s) & (table.c.id <= row_id))
 
 
 def _find_taken(connection: Connection, entries: list[Entry]) -> list[Entry]:

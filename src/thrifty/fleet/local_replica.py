@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.base import Engine, ParkingEngine, Served
-from thrifty.engines.machine import GPUS_VARIABLE
+from thrifty.engines.machine import GPUS_VARIABLE, available_memory_bytes
 from thrifty.errors import EngineError, FleetError
 from thrifty.fleet.base import Announce, OnChange, SetKey, announce_nothing
 from thrifty.fleet.ports import find_free_port
@@ -52,6 +52,10 @@ STOP_GRACE_S = 35.0
 IDLE_POLL_S = 0.25
 DRAIN_LIMIT_S = 3600.0
 """A replica that is drained for another one may end its requests for so long."""
+RECYCLE_LIMIT_S = 600.0
+"""One that is past its memory limit has less time: nothing takes its place before it has ended."""
+RECYCLE_FREE_SHARE = 0.1
+"""... and none once the machine has less free memory than this share of the limit."""
 RECYCLE_ANNOUNCE_LIMIT_S = 10.0
 """A replica that grows does not wait longer for a database that is away."""
 _HAVE_TRAFFIC = (ReplicaState.READY, ReplicaState.UNHEALTHY)
@@ -218,8 +222,12 @@ class LocalReplica:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    async def _wait_idle(self, process: ManagedProcess, limit_s: float) -> None:
-        """Wait until it works on nothing, twice in a row, or does not say."""
+    async def _wait_idle(
+        self, process: ManagedProcess, limit_s: float, least_free_bytes: float = 0.0
+    ) -> None:
+        """Wait until it works on nothing, twice in a row, or does not say; for `limit_s` at most, and
+        while the machine has `least_free_bytes` of memory free.
+        """
         deadline_s = time.monotonic() + limit_s
         idle = silent = 0
         while process.alive and idle < 2 and silent < UNHEALTHY_AFTER:
@@ -231,6 +239,9 @@ class LocalReplica:
                 silent += 1
             if time.monotonic() > deadline_s:
                 log.warning("%s: still busy after %g s; ended", self.id, limit_s)
+                return
+            if least_free_bytes and available_memory_bytes() < least_free_bytes:
+                log.warning("%s: the machine's memory is nearly used up; ended", self.id)
                 return
             await asyncio.sleep(IDLE_POLL_S)
 
@@ -442,6 +453,8 @@ class LocalReplica:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECYCLE_ANNOUNCE_LIMIT_S):
                 await self._announce()
+        least_free_bytes = RECYCLE_FREE_SHARE * (self._memory_limit or 0)
+        await self._wait_idle(process, RECYCLE_LIMIT_S, least_free_bytes)
         await process.stop(STOP_GRACE_S)
 
     async def _back_off(self) -> None:

@@ -241,8 +241,8 @@ class LogWriter:
                 chars += len(text[0]) + len(text[1]) if text is not None else 0
             if self._redactor is not None and row[_TAGS] is not None:
                 row = self._redact_tags(row, self._redactor)
-            if self._redactor is not None and row[_CLIENT_ID] is not None:
-                row = _redact_client_id(row, self._redactor)
+            if self._redactor is not None:
+                row = redact_client_id(row, self._redactor)
             self._batch.append(Entry(row, text, tally))
             is_slow = make_text is not None or row[_TAGS] is not None
             if is_slow and (chars > BATCH_TEXT_CHARS or time.monotonic() >= until_s):
@@ -344,9 +344,11 @@ class LogWriter:
             self._on_change()
 
 
-def _redact_client_id(row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
-    """What a client calls its request may hold a mail address or a number; names are not looked
-    for in there.
+def redact_client_id(row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
+    """A row of the request log whose `client_request_id` is redacted: what a client calls its request may
+    hold a mail address or a number; names are not looked for in there.
     """
+    if row[_CLIENT_ID] is None:
+        return row
     redacted = redactor.prepare([], row[_TENANT] or "")(row[_CLIENT_ID])[:_CLIENT_ID_CHARS]
     return (*row[:_CLIENT_ID], redacted, *row[_CLIENT_ID + 1 :])

@@ -1,6 +1,7 @@
 """The fields of OpenAI requests: their valid values, and whether an engine can honour them.
 
-No field is accepted and ignored. A field is refused with a 400 that names it if it is unknown, if
+No field is accepted and ignored, but for a few wishes that OpenAI's own answers need not follow
+either (`WISHES`). A field is refused with a 400 that names it if it is unknown, if
 its value is not valid, or if the engine behind the model cannot honour it. An unsupported field
 with its default value is accepted.
 """
@@ -307,13 +308,14 @@ REQUIRED: dict[Endpoint, tuple[str, ...]] = {
     Endpoint.TOKENIZE: (),
 }
 ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
+WISHES = frozenset({"prediction", "reasoning_effort", "service_tier", "store", "verbosity"})
+"""Fields that every engine takes and need not follow: an answer is right without. They ask for speed,
+brevity, a price, or for OpenAI to keep the answer, which it does not do for everybody either."""
 
 _INSTEAD = {
-    "logit_bias": "remove it, or use an engine that can: 'llamacpp', or 'remote' with a server such as vLLM",
+    "logit_bias": "remove it, or use an engine that can: 'llamacpp', 'vllm', or 'remote'",
     "functions": "use 'tools' instead",
     "function_call": "use 'tool_choice' instead",
-    "reasoning_effort": "remove it, or set what the model's chat template takes for it in "
-    "'chat_template_kwargs'",
 }
 _SCHEMA_INSTEAD = "Use 'response_format' of /v1/chat/completions, with a JSON schema."
 _SWITCH_INSTEAD = (
@@ -405,6 +407,7 @@ def check_honoured(
             raise _unknown(name, fields)
         if (
             value is not None
+            and name not in WISHES
             and not is_honoured(name, endpoint, honoured)
             and value not in field.neutral
         ):

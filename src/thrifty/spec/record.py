@@ -47,7 +47,9 @@ class RecordSpec(Section):
         description="How many tenants have sums of their own in a day; the rest count as one.",
     )
     max_rows: Count = Field(
-        10_000_000, ge=1, description="The oldest rows beyond this are deleted."
+        10_000_000,
+        ge=1,
+        description="Rows beyond this are deleted: the oldest ones of the tenants with the most.",
     )
 
     @model_validator(mode="after")

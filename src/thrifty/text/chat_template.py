@@ -27,6 +27,8 @@ Message = dict[str, Any]
 
 ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
 """What a template is given; settings of a request cannot replace it."""
+EFFORT = "reasoning_effort"
+"""The name under which templates take how much a model should reason, the request's field as well."""
 
 
 class TemplateRefusal(Exception):
@@ -73,6 +75,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise FormatRefused(f"the chat template cannot be compiled: {error}") from None
         self._special_tokens = dict(special_tokens)
+        self.takes_effort = EFFORT in source
+        """Whether it can be told how much the model should reason."""
         self.habits = _find_habits(self)
 
     def render(

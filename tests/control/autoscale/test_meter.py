@@ -99,6 +99,14 @@ def test_a_stale_or_missing_worker_leaves_no_figures() -> None:
     assert meter.read(("chat", "b"), 1, 0.0) is None
 
 
+def test_what_is_held_is_known_although_a_worker_is_missing() -> None:
+    one, meter = Worker("w0", writes=1, held=2), Meter()
+    meter.take([one.row()], 0.0)
+    assert meter.read(KEY, 2, 0.0) is None
+    assert meter.count_held(KEY, 0.0) == 2
+    assert meter.count_held(KEY, STALE_S + 1) == 0
+
+
 def test_the_state_is_that_of_fresh_rows() -> None:
     one = Worker("w0", writes=1, held=2, work={"chat-0": 5.0})
     other, meter = Worker("w1", writes=1, held=1, work={"chat-0": 1.0, "chat-1": 2.0}), Meter()

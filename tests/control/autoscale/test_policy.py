@@ -125,6 +125,13 @@ def test_stale_figures_change_nothing(bounds: Bounds, steps: list[Stretch]) -> N
                 assert "no fresh figures" in decision.reason
 
 
+@pytest.mark.parametrize(("count", "held", "then"), [(0, 2, 1), (0, 0, 0), (1, 2, 1), (3, 2, 3)])
+def test_held_requests_wake_although_figures_are_missing(count: int, held: int, then: int) -> None:
+    seen = Observation(("d", "v"), "r", Bounds(0, 4, 5.0), count, count, 0, None, held=held)
+    (decision,) = Autoscaler().step(0.0, [seen])
+    assert decision.count == then
+
+
 @FEW
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=30))
 def test_totals_that_shrink_are_no_negative_rate(moves: list[int]) -> None:

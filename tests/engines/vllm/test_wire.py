@@ -41,7 +41,7 @@ def test_request_says_all_that_was_asked() -> None:
         max_tokens=9, min_tokens=2, temperature=0.7, top_p=0.5, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=0.3, repetition_penalty=1.1, seed=7, seeded=True,
         stop_token_ids=(3,), logprobs=True, top_logprobs=4, grammar=Grammar('root ::= "a"'),
-        salt="tenant",
+        salt="tenant", logit_bias=((5, -100.0), (7, 0.5)),
     )  # fmt: skip
     body = encode(sampling, priority=3)
     assert body == {
@@ -51,7 +51,8 @@ def test_request_says_all_that_was_asked() -> None:
             "max_tokens": 9, "min_tokens": 2, "temperature": 0.7, "top_p": 0.5, "top_k": 40,
             "min_p": 0.1, "presence_penalty": 0.2, "frequency_penalty": 0.3,
             "repetition_penalty": 1.1, "seed": 7, "ignore_eos": False, "stop_token_ids": [3, 2],
-            "detokenize": False, "logprobs": 5, "structured_outputs": {"grammar": 'root ::= "a"'},
+            "detokenize": False, "logprobs": 5, "logit_bias": {"5": -100.0, "7": 0.5},
+            "structured_outputs": {"grammar": 'root ::= "a"'},
         },
     }  # fmt: skip
 

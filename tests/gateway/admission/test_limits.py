@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from thrifty.db.keys import KeyLimits
 from thrifty.db.tables import key_spend
 from thrifty.gateway.admission.limits import format_reset
 from thrifty.gateway.admission.spend import READ_S
+from thrifty.http.connection import HttpProtocol
 
 CHAT: dict[str, Any] = {
     "model": "echo", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 11,
@@ -196,6 +198,38 @@ async def test_a_client_that_disconnects_is_charged(tmp_path: Path) -> None:
                 break
             await asyncio.sleep(0.02)
         assert reply.error["code"] == "insufficient_quota"
+
+
+class Sink(asyncio.Transport):
+    """A connection that takes whatever is written to it."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Drop `data`."""
+
+    def get_write_buffer_size(self) -> int:
+        """Nothing waits."""
+        return 0
+
+
+async def test_a_client_that_leaves_at_once_keeps_no_slot_and_no_generation(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        key = await make_key(gateway, concurrency=1)
+        body = json.dumps({**CHAT, "temperature": 0}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+            f"authorization: {key['authorization']}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        connection = HttpProtocol(gateway.server)
+        connection.connection_made(Sink())
+        # Both arrive in one turn of the event loop, as they do in one record of TLS.
+        connection.data_received(head.encode() + body)
+        connection.eof_received()
+        connection.connection_lost(None)
+        await until(lambda: connection.task is None)
+        async with asyncio.timeout(20):
+            while (reply := await ask(gateway, key, temperature=0)).status == 429:
+                await asyncio.sleep(0.02)
+        assert reply.status == 200
 
 
 async def test_redis_holds_limits_across_workers(tmp_path: Path) -> None:

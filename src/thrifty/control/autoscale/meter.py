@@ -86,10 +86,16 @@ class Meter:
         return Demand(
             **found,
             elapsed_s=totals.elapsed_s,
-            held=sum(one.held for one in fresh),
+            held=self.count_held(key, now_s),
             queued=sum(one.queued for one in fresh),
             in_flight=sum(one.in_flight for one in fresh),
         )
+
+    def count_held(self, key: Key, now_s: float) -> int:
+        """How many requests wait at one version because no replica is ready, as the workers say that
+        report: those that do not can only add to it.
+        """
+        return sum(one.figures.held for one in self._fresh(key, now_s))
 
     def read_work(self, now_s: float) -> dict[str, float]:
         """What is left to say at each replica that is not idle."""

@@ -169,8 +169,12 @@ class _Version:
         demand = seen.demand
         if demand is None or jumped:
             why = "the clock jumped" if jumped else "there are no fresh figures from the gateways"
-            claim = replace(_claim(seen, before, lambda _: 1.0), fewest=before)
-            return _Finding(seen, claim, f"as before: {why}", before, start_s=start_s)
+            count, reason = before, f"as before: {why}"
+            if before == 0 and seen.held:
+                count, reason = 1, f"requests have arrived ({seen.held} held), and {why}"
+                self.busy_s = now_s
+            claim = replace(_claim(seen, count, lambda _: 1.0), fewest=before)
+            return _Finding(seen, claim, reason, count, start_s=start_s)
         is_busy = arrived > 0 or demand.waiting > 0 or demand.in_flight > 0
         if is_busy:
             self.busy_s = now_s

@@ -113,7 +113,8 @@ class Observation:
     starting: int
     """Replicas that run and are not ready yet, or are being started."""
     demand: Demand | None
-    """None: figures are missing or stale; the number is then left as it is."""
+    """None: figures are missing or stale; the number is then left as it is, unless it is 0 and
+    requests are `held`."""
     objective: Objective = Objective()
     slots: int | None = None
     """How many requests each replica takes at once; more wait in the gateway. None: all of them."""
@@ -127,6 +128,8 @@ class Observation:
     priority: int = 0
     need: Resources = Resources()
     """What each replica takes."""
+    held: int = 0
+    """Requests that wait for a replica, as far as is known where `demand` is not."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ _SEEDS = 2**31
 FLOAT_BYTES = 4
 EMBEDDED_AT_ONCE = 64
 """Texts in one request to llama.cpp; it batches them further by their length."""
+MIN_TOKENS_FAULT = (
+    "'min_tokens' cannot be joined with 'tools' or a schema on this engine (llamacpp); remove one of "
+    "them."
+)
+"""An answer with least tokens takes two requests, and a grammar would begin anew in the second."""
 GUESSES_WINDOW = 512
 """Steps with guesses that are told of together."""
 
@@ -223,8 +228,12 @@ class LlamaCppBackend:
     ) -> int:
         """Begin a generation, now or when a slot is free."""
         job = _Job(next(self._numbers), prompt, sampling, on_output, on_failure)
+        failure = None
         if self._failed.done():
             failure = Failure(job.number, "engine", f"the engine died: {self._failed.result()}")
+        elif sampling.min_tokens and sampling.grammar is not None and not sampling.ignore_eos:
+            failure = Failure(job.number, "min_tokens", MIN_TOKENS_FAULT)
+        if failure is not None:
             asyncio.get_running_loop().call_soon(on_failure, failure)
             return job.number
         self._jobs[job.number] = job
@@ -399,8 +408,10 @@ class LlamaCppBackend:
     ) -> bool:
         """What the last event of a request comes to; whether the answer ends with it."""
         missing = until - len(job.generated)
-        if event["stop_type"] == "limit" and missing > 0:
-            # The answer is cut off within a character, and its last tokens were not named.
+        begins_anew = job.sampling.grammar is not None and bool(job.generated)
+        if event["stop_type"] == "limit" and missing > 0 and not begins_anew:
+            # The answer is cut off within a character, and its last tokens were not named. A grammar
+            # would begin anew, so that they are left out of what it binds.
             begun = [*job.prompt, *job.generated]
             again = await self._process.ask(
                 PATH, {**body, "prompt": begun, "n_predict": missing, "stream": False}

@@ -20,7 +20,7 @@ from thrifty.engines.server.tools import (
     render_history,
 )
 from thrifty.openai.errors import bad_request
-from thrifty.text.chat_template import ARGUMENTS, ChatTemplate, Habits, TemplateRefusal
+from thrifty.text.chat_template import ARGUMENTS, EFFORT, ChatTemplate, Habits, TemplateRefusal
 from thrifty.text.control_tokens import make_mark
 from thrifty.text.fit_messages import fit_calls, fit_roles
 from thrifty.text.tokenizer import TextTokenizer, refuse_messages
@@ -64,6 +64,7 @@ def build_prompt(
     """
     conversation = _read_conversation(body, plan)
     template = tokenizer.find_template(tools=plan.active)
+    _check_effort(body, tokenizer, template)
     # Nearly no conversation holds the spelling of a control token; then nothing is cut.
     text, mark = _render(conversation, template), None
     if facts is not None and keep is None:
@@ -111,6 +112,21 @@ def check_text(text: str, tokenizer: TextTokenizer, facts: ModelFacts, param: st
         )
 
 
+def _check_effort(
+    body: Mapping[str, Any], tokenizer: TextTokenizer, template: ChatTemplate
+) -> None:
+    """Refuse an effort of none where the model would reason all the same."""
+    reasons = tokenizer.reasoning_tags is not None and not template.takes_effort
+    if body.get(EFFORT) == "none" and reasons and not body.get("chat_template_kwargs"):
+        raise bad_request(
+            "This model's chat template takes no 'reasoning_effort', so that 'none' would not keep it "
+            "from reasoning; set what the template takes for it in 'chat_template_kwargs', such as "
+            '{"enable_thinking": false}.',
+            EFFORT,
+            "unsupported_parameter",
+        )
+
+
 def _read_conversation(body: Mapping[str, Any], plan: ToolPlan) -> _Conversation:
     extra = body.get("chat_template_kwargs") or {}
     reserved = sorted(ARGUMENTS & extra.keys())
@@ -120,6 +136,8 @@ def _read_conversation(body: Mapping[str, Any], plan: ToolPlan) -> _Conversation
             "chat_template_kwargs",
             "invalid_value",
         )
+    if (effort := body.get(EFFORT)) is not None:
+        extra = {EFFORT: effort, **extra}
     messages = check_messages(body["messages"])
     if not body.get("continue_final_message"):
         generates = body.get("add_generation_prompt") is not False

@@ -62,7 +62,7 @@ from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = DECODER_FIELDS | {"cache_salt"}
+HONOURS = DECODER_FIELDS | {"cache_salt", "logit_bias"}
 GPU_OPTIONS = ("memory_share", "quantization", "tensor_parallel", "sleep")
 """Options that need a GPU."""
 RUNTIME_BYTES = 2_500_000_000

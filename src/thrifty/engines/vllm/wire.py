@@ -159,6 +159,8 @@ def _write_sampling(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> dict[
     if sampling.logprobs or sampling.top_logprobs:
         # The token itself takes a place of its own among those that are told.
         given["logprobs"] = sampling.top_logprobs + 1 if sampling.top_logprobs else 0
+    if sampling.logit_bias:
+        given["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.grammar is not None:
         given["structured_outputs"] = {"grammar": sampling.grammar.text}
     return given

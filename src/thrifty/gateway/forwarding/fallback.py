@@ -67,7 +67,7 @@ async def _fall_back(
             if error.status < 500:
                 raise
             failure = error
-    for deployment in fallbacks:
+    for place, deployment in enumerate(fallbacks, start=1):
         if not deployment.ready:
             continue
         log.info(
@@ -79,6 +79,7 @@ async def _fall_back(
         _retarget(
             call, Target(deployment, version, version, target.conversation_id, fell_back=True)
         )
+        call.delivery.may_wait = not any(d.ready for d in fallbacks[place:])
         try:
             return await _forward(forwarder, table, metrics, call, flight)
         except WireError as error:
@@ -88,6 +89,7 @@ async def _fall_back(
     if failure is None:
         # The fallbacks' last replica has just gone: wait for the first deployment as usual.
         _retarget(call, target)
+        call.delivery.may_wait = True
         return await _forward(forwarder, table, metrics, call, flight)
     raise failure
 
@@ -140,10 +142,14 @@ def _reroute(call: Call, target: Target, deployment: Deployment, metrics: Gatewa
 
 
 def _retarget(call: Call, target: Target) -> None:
-    """Start over with another target, keeping the time spent waiting and the attempts."""
-    queue_s, attempts = call.delivery.queue_s, call.delivery.attempts
+    """Start over with another target, keeping the time spent waiting, the attempts, and whether the
+    call may wait.
+    """
+    before = call.delivery
     call.target = target
-    call.delivery = Delivery(queue_s=queue_s, attempts=attempts)
+    call.delivery = Delivery(
+        queue_s=before.queue_s, attempts=before.attempts, may_wait=before.may_wait
+    )
 
 
 def _find_fallbacks(first: Deployment, table: RoutingTable) -> list[Deployment]:

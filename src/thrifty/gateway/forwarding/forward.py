@@ -186,6 +186,7 @@ class Forwarder:
             # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
         while True:
+            _require_listener(call, flight)
             replica = self._pick_at_once(call, version, tried)
             if replica is None:
                 replica = await self._choose(call, version, tried, flight)
@@ -275,6 +276,7 @@ class Forwarder:
                         await version.wait_ready(0.3)
                     finally:
                         version.waiting -= 1
+                    _require_listener(call, flight)
                     tried.clear()
                     continue
                 tried.clear()
@@ -387,6 +389,8 @@ class Forwarder:
         def watch(answer: Answer) -> None:
             sent.append(answer)
             exchange.on_disconnect = client_gone
+            if exchange.disconnected:  # since it left, there was nothing to abort
+                client_gone()
 
         timeout_s = version.limits.first_token_timeout_s
         deadline_s = call.admitted.deadline_s

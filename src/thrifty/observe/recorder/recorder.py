@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.db import open_database
 from thrifty.observe.log_state import LogState
-from thrifty.observe.log_writer import LogWriter, Tally
+from thrifty.observe.log_writer import LogWriter, Tally, redact_client_id
 from thrifty.observe.names.finder import NameFinder
 from thrifty.observe.recorder.messages import (
     Handed,
@@ -199,6 +199,8 @@ class Recorder:
         if self._exporter is None or line.sender is None:
             return
         for ended in traces:
+            if self._redactor is not None:
+                ended = ended._replace(row=redact_client_id(ended.row, self._redactor))
             self._exporter.put(ended, line.sender)
 
     def _make_texts(self, raw: RawTexts) -> Texts | None:
