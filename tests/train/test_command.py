@@ -71,6 +71,7 @@ def test_feedback_is_learned_straight_from_the_log(home: Home, database: Databas
         (["--method", "ppo"], "'ppo' is no method; take sft, dpo, kto, contrastive or distill"),
         (["--method", "sft", "--beta", "0.2"], "--beta has no meaning with --method sft"),
         (["--method", "kto", "--teacher", "x"], "--teacher has no meaning with --method kto"),
+        (["--method", "sft", "--resume", "--restart"], "leave one of them out"),
         (["--method", "distill"], "needs --teacher"),
         (["--method", "distill", "--teacher", "x", "--minutes", "1", "--epochs", "2"],
          "--epochs has no meaning with --method distill"),

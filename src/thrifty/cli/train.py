@@ -82,6 +82,8 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         _refuse(asked, f"--method {method}", "sft_weight")
     if method in (Method.SFT, Method.CONTRASTIVE):
         _refuse(asked, f"--method {method}", "beta")
+    if asked.resume and asked.restart:
+        raise TrainingError("--resume goes on, and --restart begins anew; leave one of them out")
     home = find_home()
     rows = _find_rows(asked.data, method, home)
     request = TrainingRequest(
