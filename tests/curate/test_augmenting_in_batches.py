@@ -62,10 +62,13 @@ def test_a_build_that_is_killed_at_a_later_batch_goes_on(tmp_path: Path) -> None
             os.kill(process.pid, signal.SIGKILL)
         return spoil(said, body)
 
-    with serving(kill_later) as server:
+    with serving(kill_later) as server, serving() as other_server:
         spec = tmp_path / "thrifty.yaml"
         spec.write_text(json.dumps({
-            "name": "teacher", "engine": {"kind": "remote", "urls": [f"{server.url}/v1"]},
+            "deployments": [
+                {"name": name, "engine": {"kind": "remote", "urls": [f"{one.url}/v1"]}}
+                for name, one in (("teacher", server), ("critic", other_server))
+            ],
             "gateway": {"port": find_free_port()},
         }))  # fmt: skip
         path = write_lines(tmp_path / "rows.jsonl", [
@@ -73,7 +76,8 @@ def test_a_build_that_is_killed_at_a_later_batch_goes_on(tmp_path: Path) -> None
             for n in range(45)
         ])  # fmt: skip
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(make_recipe(path, "teacher", paraphrase=2)))
+        augment = {"paraphrase": 2, "judge": "critic"}
+        recipe.write_text(yaml.safe_dump(make_recipe(path, "teacher", **augment)))
         with running_service(home.root, str(spec), "--no-measure"):
             command = [sys.executable, "-c", RUN, str(home.root), str(recipe)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -87,6 +91,8 @@ def test_a_build_that_is_killed_at_a_later_batch_goes_on(tmp_path: Path) -> None
                 "unsound.lock"
             ]
             other = build_data(recipe, "other", home=home)
+    assert not any("yes or no" in said for said in asked), "another model judges"
+    assert any("yes or no" in said for said in other_server.asked)
     assert [one.sha256 for one in built.files] == [one.sha256 for one in other.files]
     dropped = json.loads((built.folder / "report.json").read_text())["made"]["dropped"]
     assert dropped["paraphrase"]["empty"] > 0

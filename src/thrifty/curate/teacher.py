@@ -76,7 +76,7 @@ def find_place(
     note = read_controller_note(home)
     if note is None or not note.alive or not note.url:
         raise DataError(
-            f"augment.model names the deployment {named!r}, and no service of this home runs; start "
+            f"augment names the deployment {named!r}, and no service of this home runs; start "
             "it (thrifty up), or name a server by its URL"
         )
     if key_env is None and os.environ.get(KEY):
@@ -97,7 +97,7 @@ def _describe_versions(home: Home, named: str) -> str:
     if not found:
         known = ", ".join(one.name for one in deployments) or "none"
         raise DataError(
-            f"augment.model: this home serves no deployment {named!r} (it serves {known})"
+            f"augment: this home serves no deployment {named!r} (it serves {known})"
         )
     return f"{named}: {', '.join(found)}"
 
