@@ -96,9 +96,7 @@ def _describe_versions(home: Home, named: str) -> str:
     found = sorted(f"{one.label} ({one.revision})" for one in versions if one.weight > 0)
     if not found:
         known = ", ".join(one.name for one in deployments) or "none"
-        raise DataError(
-            f"augment: this home serves no deployment {named!r} (it serves {known})"
-        )
+        raise DataError(f"augment: this home serves no deployment {named!r} (it serves {known})")
     return f"{named}: {', '.join(found)}"
 
 
