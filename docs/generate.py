@@ -95,6 +95,8 @@ def describe_type(field: FieldInfo) -> str:
     names: dict[Any, str] = {str: "text", int: "number", float: "number", bool: "`true` or `false`"}
     if get_origin(annotation) is dict:
         return "mapping"
+    if len(arguments) > 1 and all(one in names for one in arguments):
+        return " or ".join(names[one] for one in arguments)
     return names.get(annotation, "list" if arguments else str(annotation))
 
 

@@ -132,11 +132,11 @@ def test_hard_negatives_go_to_rows_for_encoders(home: Home, tmp_path: Path) -> N
 def test_what_is_of_no_use_is_dropped_and_counted(home: Home, tmp_path: Path) -> None:
     def answer(said: str, body: dict[str, Any]) -> Any:
         if said.startswith("Rewrite"):
-            which = body["seed"] % 5
+            which = body["seed"] % 8
             kept = said.rpartition("Message:\n")[2]
             return (
                 kept, "", kept.replace("gardener", "nonsense") + " Thanks.", "Flowers?",
-                kept.replace("explain", "describe"),
+                *(kept.replace("explain", word) for word in ("describe", "show", "tell", "say")),
             )[which]  # fmt: skip
         return teach(said, body)
 
@@ -279,7 +279,7 @@ def test_answers_are_read_as_models_write_them() -> None:
     refusal = "I'm sorry, but I can't help with that."
     for method in ("paraphrase", "evolve", "back_translation"):
         rows = [talk("Where is order 17, which I made on Monday?", "At the door.")]
-        assert find_fault(Wish(method, (0,), 0, "de"), rows, refusal) == "unwilling"
+        assert find_fault(Wish(method, (0,), "", 0, "de"), rows, refusal) == "unwilling"
     assert [read_verdict(one) for one in ("Yes.", "**no**", "Maybe", None)] == [
         None, "judge", "unclear", "unclear",
     ]  # fmt: skip

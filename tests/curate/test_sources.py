@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.artifacts.models import write_model
 from tests.curate.made import make_chats, talk, write_lines
 from tests.feedback.test_export import DOWN, UP, respond, say
+from thrifty.artifacts import Store
 from thrifty.cli.data_sets import tell_history
 from thrifty.curate.build import build_data
 from thrifty.curate.making import find_key
@@ -31,6 +32,7 @@ from thrifty.feedback.export import Form, Skipped, export_rows
 from thrifty.home import Home
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.rows import Method, SetAside, read_rows
+from thrifty.train.shown_row import show_tokens
 
 
 @pytest.fixture
@@ -124,7 +126,10 @@ def test_a_pair_is_of_all_its_persons(home: Home, database: Database) -> None:
     assert [row["chosen"][0]["content"] for row in left.read()] == ["This."]
 
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def write_tokenizer(folder: Path, template: str) -> str:
@@ -154,6 +159,11 @@ def test_lengths_are_tokens_of_the_model_by_its_template(home: Home, tmp_path: P
     assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in pack) <= 900 for pack in packs)
     built.check_tokenizer(identify(tokenizer))
+    row = built.read_row(0)[1]
+    (shown,) = show_tokens(built, row, Store(home.models))
+    assert shown["text"] == "".join(f"[{one['role']}]{one['content']}\n" for one in row["messages"])
+    assert shown["tokens"] == tokenizer.encode(shown["text"], add_special_tokens=False)
+    assert shown["learned"]
     # The same vocabulary with another template is another tokenizer.
     other = TextTokenizer.load(
         Path(write_tokenizer(tmp_path / "other", TEMPLATE.replace("[", "<")))

@@ -314,6 +314,7 @@ def test_trainings_that_did_not_end_go_and_running_ones_are_named(tmp_path: Path
     for name, file in (
         ("ended", "learned.jsonl"),
         ("runs", "learned.jsonl"),
+        ("prepares", "raw.jsonl"),
         ("taught", "parts.json"),
     ):
         folder = home.trainings / name
@@ -326,7 +327,26 @@ def test_trainings_that_did_not_end_go_and_running_ones_are_named(tmp_path: Path
         second = erase_person(database, home, ANN, "")
     finally:
         database.close()
-    assert first.counts["unfinished trainings"] == 1
+    assert first.counts["unfinished trainings"] == 2
     assert any(str(home.trainings / "runs") in one for one in first.left)
     assert second.counts["unfinished trainings"] == 1
     assert [path.name for path in home.trainings.iterdir()] == ["taught"]
+
+
+def test_builds_that_did_not_end_go_and_running_ones_are_named(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    work = home.datasets / ".work"
+    for name in ("ended-0123456789abcdef", "ended.answers", "runs-0123456789abcdef"):
+        (work / name).mkdir(parents=True)
+        (work / name / "rows.jsonl").write_text("{}")
+    database = open_database(home.database_url, migrate=True)
+    try:
+        with lock_file(work / "runs.lock"):
+            first = erase_person(database, home, ANN, "")
+            assert (work / "runs-0123456789abcdef" / "rows.jsonl").exists()
+        second = erase_person(database, home, ANN, "")
+    finally:
+        database.close()
+    assert [one for one in first.left if "the data set runs is being built" in one]
+    assert not [one for one in second.left if "built" in one]
+    assert {path.name for path in work.iterdir()} == {"ended.lock", "runs.lock"}

@@ -36,6 +36,8 @@ def read(home: Home, method: Method) -> tuple[list[Row], SetAside]:
     aside = SetAside()
     found = _find_rows("log:echo", method, home)
     assert found.name == "log:echo"
+    assert found.refresh is not None
+    found.refresh()
     return list(read_rows(found.learned, method, aside)), aside
 
 
@@ -59,6 +61,8 @@ def test_feedback_is_learned_straight_from_the_log(home: Home, database: Databas
     ]  # fmt: skip
     (path,) = _find_rows("log:echo", Method.KTO, home).learned
     assert path.stat().st_mode & 0o077 == 0, "texts of users are for their owner alone"
+    with pytest.raises(TrainingError, match="feedback is about answers, and --method contrastive"):
+        _find_rows("log:echo", Method.CONTRASTIVE, home)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,7 @@ def test_feedback_is_learned_straight_from_the_log(home: Home, database: Databas
         (["--method", "ppo"], "'ppo' is no method; take sft, dpo, kto, contrastive or distill"),
         (["--method", "sft", "--beta", "0.2"], "--beta has no meaning with --method sft"),
         (["--method", "kto", "--teacher", "x"], "--teacher has no meaning with --method kto"),
+        (["--method", "sft", "--resume", "--restart"], "leave one of them out"),
         (["--method", "distill"], "needs --teacher"),
         (["--method", "distill", "--teacher", "x", "--minutes", "1", "--epochs", "2"],
          "--epochs has no meaning with --method distill"),

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 accelerate = pytest.importorskip("accelerate")
 
 from safetensors import SafetensorError  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from thrifty.errors import TrainingError  # noqa: E402
 from thrifty.train import lora  # noqa: E402
@@ -78,6 +79,34 @@ def test_training_that_gains_nothing_ends_early(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="improved nothing"):
         trainer.run()
     assert trainer.state.step == 36
+
+
+@pytest.mark.parametrize("spoilt", ["held-out loss", "gradients"])
+def test_weights_that_are_no_numbers_do_not_replace_a_good_checkpoint(
+    tmp_path: Path, spoilt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, [2.0, 1.5, 1.4])
+    real_measure, real_loss = Curve.measure, Curve.loss
+
+    def measure(self: Any, model: Any, *given: Any) -> Any:
+        if spoilt == "held-out loss" and self.measured == 2:
+            # What a step that diverged leaves.
+            torch.nn.init.constant_(model.weight, float("nan"))
+            self.losses = [float("nan")]
+        return real_measure(self, model, *given)
+
+    def loss(self: Any, model: Any, *given: Any) -> Any:
+        value, tokens = real_loss(self, model, *given)
+        if spoilt == "gradients" and self.measured == 2:
+            value = value + 0 * (model.weight * 0).sum().sqrt()
+        return value, tokens
+
+    monkeypatch.setattr(Curve, "measure", measure)
+    monkeypatch.setattr(Curve, "loss", loss)
+    with pytest.raises(TrainingError, match=f"{spoilt} .*not.*The checkpoint of step 4 is kept"):
+        trainer.run()
+    assert torch.isfinite(load_file(tmp_path / "step-4.safetensors")["weight.weight"]).all()
+    assert trainer.state.best == pytest.approx(1.5)
 
 
 class Squares(Objective):

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 from tests.artifacts.models import Llama
+from tests.data.test_built import publish_rows
 from tests.engines.test_prompt import make_special_tokenizer
 from tests.text import templates
 from thrifty.artifacts import Lineage, Parent, Store
 from thrifty.artifacts.checkpoint import LAYER_MATRICES, load_decoder, load_encoder
 from thrifty.artifacts.lora import read_config
+from thrifty.data.built import open_set
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import TrainingError
 from thrifty.home import Home
@@ -238,6 +240,52 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_state_stays(
     plain = train(store, tmp_path / "plain", data, Method.SFT, "plain")[0].lineage.figures
     np.testing.assert_allclose(figures["losses"], plain["losses"], rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(figures["held_out"], plain["held_out"], rtol=1e-3, atol=2e-3)
+
+
+def test_a_training_on_feedback_goes_on_with_the_feedback_that_it_began_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(monkeypatch)
+    data, trainings = tmp_path / "sft.jsonl", Home(tmp_path).trainings
+    writes = steps = 0
+    real = worker.Supervised.loss
+
+    def refresh() -> None:
+        nonlocal writes
+        writes += 1
+        write(tmp_path, Method.SFT)
+        said = {"role": "assistant", "content": "Aye aye."}
+        row = {"messages": [*ask(f"Really {writes}?"), said]}
+        data.write_text(data.read_text() + json.dumps(row) + "\n")
+
+    def spoil(self: Any, *given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        loss, tokens = real(self, *given)
+        return (loss * float("nan") if steps > 10 else loss), tokens
+
+    monkeypatch.setattr(worker.Supervised, "loss", spoil)
+    folders = []
+    for restart in (False, True):
+        steps = 0
+        with pytest.raises(TrainingError, match="not a number"):
+            train(
+                store, tmp_path, data, Method.SFT, "told", refresh=refresh, restart=restart
+            )  # fmt: skip
+        folders += [path.parent for path in trainings.glob("*/state.json")]
+    assert writes == 2
+    assert folders[0] != folders[1]
+    assert not folders[0].exists(), "nobody goes on with what began with other rows"
+    monkeypatch.setattr(worker.Supervised, "loss", real)
+    publish_rows(tmp_path, "chats", {}, kind="sft", tokenizer={"model": "x@v1", "identity": "abc"})
+    _, _, notes = train(
+        store, tmp_path, data, Method.SFT, "told", refresh=refresh,
+        data_set=open_set(tmp_path, "chats"),
+    )  # fmt: skip
+    assert writes == 2
+    assert any("the feedback that it began with" in note for note in notes)
+    assert any("chats@v1 has lengths in tokens of x@v1" in note for note in notes)
+    assert not folders[1].exists()
 
 
 @pytest.mark.train

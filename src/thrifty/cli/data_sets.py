@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.data.built import BuiltSet, list_sets, open_set, remove_set
+from thrifty.errors import ThriftyError
 from thrifty.home import find_home
 from thrifty.untrusted_text import sanitize_line
 
@@ -107,12 +109,20 @@ def run_show(named: str, *, row: int | None, report: bool, as_json: bool) -> Non
 
 
 def _show_row(built: BuiltSet, number: int, *, as_json: bool) -> None:
+    from thrifty.train.shown_row import show_tokens
+
     split, row = built.read_row(number)
+    texts, missing = [], None
+    try:
+        texts = show_tokens(built, row, Store(find_home().models))
+    except ThriftyError as error:
+        missing = str(error)
     history = row.pop("provenance")
     if as_json:
-        print_json(
-            {"set": built.label, "row": number, "split": split, "value": row, "history": history}
-        )
+        print_json({
+            "set": built.label, "row": number, "split": split, "value": row, "history": history,
+            "texts": texts,
+        })  # fmt: skip
         return
     print_line(f"{built.label}, row {number} ({split})")
     print_line(json.dumps(row, ensure_ascii=False, indent=2))
@@ -121,6 +131,13 @@ def _show_row(built: BuiltSet, number: int, *, as_json: bool) -> None:
     told = [f"{n} by {method}, by {model}" for (method, model), n in forms.items()]
     for line in [*tell_history(history, split, built), *(f"other forms: {one}" for one in told)]:
         print_line(f"  {sanitize_line(line, 400)}")
+    for one in texts:
+        spans = ", ".join(f"{begin} to {end}" for begin, end in one["learned"]) or "all, compared"
+        print_line(f"{len(one['tokens'])} tokens, learned: {spans}")
+        print_line(f"  {json.dumps(one['text'], ensure_ascii=False)}")
+        print_line(f"  {' '.join(map(str, one['tokens']))}")
+    if missing is not None:
+        tell(f"its tokens are not shown: {missing}")
 
 
 def tell_history(history: dict[str, Any], split: str, built: BuiltSet) -> list[str]:

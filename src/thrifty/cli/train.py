@@ -60,6 +60,7 @@ class Asked:
     ray: str | None
     seed: int
     resume: bool
+    restart: bool = False
     augment: str | None = None
     adapter: bool = False
 
@@ -80,6 +81,8 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         _refuse(asked, f"--method {method}", "sft_weight")
     if method in (Method.SFT, Method.CONTRASTIVE):
         _refuse(asked, f"--method {method}", "beta")
+    if asked.resume and asked.restart:
+        raise TrainingError("--resume goes on, and --restart begins anew; leave one of them out")
     home = find_home()
     rows = _find_rows(asked.data, method, home)
     request = TrainingRequest(
@@ -90,7 +93,8 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
         beta=BETA if asked.beta is None else asked.beta, sft_weight=asked.sft_weight or 0.0,
         checkpointing=asked.checkpointing, processes=asked.processes, ray=asked.ray, seed=asked.seed,
-        resume=asked.resume, adapter=asked.adapter,
+        resume=asked.resume, restart=asked.restart, adapter=asked.adapter, data_set=rows.built,
+        refresh=rows.refresh,
         augment=rows.augment if asked.augment is None else parse_augmentation(asked.augment),
     )  # fmt: skip
     with show_progress() as on_progress:
@@ -139,12 +143,23 @@ def _refuse(asked: Asked, what: str, *names: str) -> None:
 
 
 def _find_rows(named: str, method: Method, home: Home) -> NamedRows:
-    """The rows that `named` is; feedback is written to a file in this home."""
+    """The rows that `named` is; feedback is written to a file in this home once a training begins."""
     if not named.startswith(LOG):
         return find_rows(home, named, method)
+    if method is Method.CONTRASTIVE:
+        raise TrainingError(
+            f"--data {named}: feedback is about answers, and --method {method} learns which texts "
+            "belong together; name a file or a data set of such texts"
+        )
     deployment = named.removeprefix(LOG)
     folder = make_private_folder(home.data / "feedback")
     path = folder / f"{quote(deployment, safe='')}.{method}.jsonl"
+    return NamedRows(
+        named, [path], [], refresh=lambda: _export_feedback(deployment, method, home, path)
+    )
+
+
+def _export_feedback(deployment: str, method: Method, home: Home, path: Path) -> None:
     skipped = Skipped()
     with open_home(home) as database:
         # Before it is written, so that `thrifty forget` knows of it in any case.
@@ -158,7 +173,6 @@ def _find_rows(named: str, method: Method, home: Home) -> NamedRows:
     tell(f"{count} rows from feedback, in {path}")
     for reason, number in skipped.counts.most_common():
         tell(f"  no row: {number} {'response' if number == 1 else 'responses'} {REASONS[reason]}")
-    return NamedRows(named, [path], [])
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> int:
@@ -184,6 +198,7 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
         "augment",
         "adapter",
         "ray",
+        "restart",
     )
     home = find_home()
     if asked.data.startswith(LOG):

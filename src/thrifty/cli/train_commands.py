@@ -117,6 +117,14 @@ def train(
             "command goes on as well.",
         ),
     ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Begin anew, and with log:DEPLOYMENT learn from its newest feedback. Without it, a "
+            "training that was stopped goes on with the feedback that it began with.",
+        ),
+    ] = False,
     augment: Annotated[
         str | None,
         typer.Option(
@@ -139,7 +147,7 @@ def train(
         minutes=minutes, learning_rate=learning_rate, beta=beta, sft_weight=sft_weight, batch=batch,
         micro_batch=micro_batch, window=window, held_out=held_out, teacher=teacher,
         teacher_model=teacher_model, teacher_key_env=teacher_key_env, checkpointing=checkpointing,
-        processes=processes, ray=ray, seed=seed, resume=resume, augment=augment,
-        adapter=adapter,
+        processes=processes, ray=ray, seed=seed, resume=resume, restart=restart,
+        augment=augment, adapter=adapter,
     )  # fmt: skip
     run_train(asked, plot=plot, as_json=as_json)

@@ -131,8 +131,10 @@ class Augment(Section):
     streams: Annotated[Integer, Field(ge=1, le=256)] = Field(
         8, description="Single requests at the same time."
     )
-    judge: bool = Field(
-        True, description="Ask the model whether what it made is what was asked for."
+    judge: bool | str = Field(
+        True,
+        description="Ask the model whether what it made is what was asked for. A name: ask that "
+        "deployment of this home instead, which did not write it.",
     )
     encoder: str | None = Field(
         None, description="An encoder, as `thrifty pull` names it, that compares meanings as well."

@@ -49,11 +49,17 @@ def augment_rows(
     )
     folder = make_private_folder(work.parent / f"{name}.answers")
     teacher = Teacher(place, folder, on_progress, on_note)
+    judge = None
+    if isinstance(wanted.judge, str):
+        other = find_place(home, wanted.judge, None, None, wanted.through, wanted.streams)
+        judge = Teacher(other, folder, on_progress, on_note)
     embedder = (
         None if wanted.encoder is None else make_opener(store, on_progress)(wanted.encoder)
     )  # fmt: skip
     try:
-        return make_others(learned, wanted, teacher, embedder, on_note)
+        made = make_others(learned, wanted, teacher, embedder, on_note, judge)
+        teacher.end()
+        return made
     finally:
         if embedder is not None:
             embedder.close()
@@ -78,13 +84,16 @@ def _open_rows(
     rows: Rows,
     split: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
 ) -> Learned:
-    begins, lengths = rows.column("begin"), rows.column("bytes")
+    begins, lengths, digests = (rows.column(name) for name in ("begin", "bytes", "digest"))
     folder, leaks = work / "tokenizer", work / "leaks.npz"
     tokenizer = TextTokenizer.load(folder) if folder.exists() else None
     most = recipe.length.most
 
     def read(row: int) -> dict[str, Any]:
         return rows.read_row(row, int(begins[row]), int(lengths[row]))
+
+    def digest(row: int) -> str:
+        return "".join(f"{part:016x}" for part in digests[row].tolist())
 
     def measure(row: dict[str, Any]) -> int | None:
         count = count_tokens(row, tokenizer, len(join_compared(row).split()))
@@ -95,4 +104,4 @@ def _open_rows(
 
     learned, held_out = (np.flatnonzero(one).tolist() for one in split)
     index = load_index(leaks) if leaks.exists() else None
-    return Learned(recipe.kind, learned, held_out, read, recipe.seed, index, measure)
+    return Learned(recipe.kind, learned, held_out, read, digest, recipe.seed, index, measure)

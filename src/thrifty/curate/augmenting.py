@@ -21,6 +21,7 @@ from thrifty.curate.history import join_named
 from thrifty.curate.leaks import Item, LeakIndex, find_leaks, make_index
 from thrifty.curate.making import (
     ANSWER_TOKENS,
+    Digest,
     Wish,
     ask_first,
     ask_judge,
@@ -67,6 +68,7 @@ class Learned:
     numbers: Sequence[int]
     held_out: Sequence[int]
     read: ReadRow
+    digest: Digest
     seed: int
     leaks: LeakIndex | None
     """What models are judged by."""
@@ -122,8 +124,8 @@ class _Draft:
 
 def list_wishes(learned: Learned, wanted: Augment) -> Iterator[Wish]:
     """All that is to be made."""
-    yield from plan_wishes(learned.numbers, wanted, learned.seed)
-    yield from plan_requests(learned.numbers, wanted, learned.seed)
+    yield from plan_wishes(learned.numbers, learned.digest, wanted, learned.seed)
+    yield from plan_requests(learned.numbers, learned.digest, wanted, learned.seed)
 
 
 def estimate(learned: Learned, wanted: Augment) -> dict[str, Any]:
@@ -170,8 +172,11 @@ def make_others(
     teacher: Teacher,
     embedder: Embedder | None,
     on_note: Callable[[str], None],
+    judge: Teacher | None = None,
 ) -> Made:
-    """Have the model make what is wanted, and keep what is of use. Blocks. Raises `DataError`."""
+    """Have the model make what is wanted, and keep what is of use. `judge` is asked about it in the
+    model's place. Blocks. Raises `DataError`.
+    """
     made = Made(teacher.place.label, estimate=estimate(learned, wanted))
     expected = made.estimate
     cost = f", {expected['cost']:g} at the price given" if expected["cost"] else ""
@@ -179,14 +184,18 @@ def make_others(
         f"augment: about {expected['requests']:,} requests to {made.model}: "
         f"{expected['tokens_read']:,} tokens read, {expected['tokens_written']:,} written{cost}"
     )
-    maker = _Maker(learned, wanted, teacher, embedder)
+    maker = _Maker(learned, wanted, teacher, judge or teacher, embedder)
     wishes = list(list_wishes(learned, wanted))
     for method in wanted.methods:
         mine = [one for one in wishes if one.method == method]
         pilot = random.Random(learned.seed).sample(mine, min(PILOT, len(mine)))
         trial = Made(made.model)
         maker.make(pilot, trial, _Known(maker.known))
-        _refuse_garbage(method, trial)
+        try:
+            _refuse_garbage(method, trial)
+        except DataError:
+            teacher.end()
+            raise
         for start in range(0, len(mine), CHUNK):
             maker.make(mine[start : start + CHUNK], made, maker.known)
         counts = made.dropped.get(method, Counter())
@@ -230,20 +239,21 @@ class _Maker:
     """Makes wishes, some at a time."""
 
     def __init__(
-        self, learned: Learned, wanted: Augment, teacher: Teacher, embedder: Embedder | None
-    ) -> None:
+        self, learned: Learned, wanted: Augment, teacher: Teacher, judge: Teacher,
+        embedder: Embedder | None,
+    ) -> None:  # fmt: skip
         self._learned, self._wanted, self._teacher = learned, wanted, teacher
-        self._embedder = embedder
+        self._asked_to_judge, self._embedder = judge, embedder
         self._held_out = self._index(learned.held_out)
-        self.known = _Known()
-        if any(name in NEW_ROWS for name in wanted.methods):
-            self.known = self._index(learned.numbers)
+        new_rows = any(name in NEW_ROWS for name in wanted.methods)
+        self.known = self._index(learned.numbers, parts=new_rows)
 
-    def _index(self, numbers: Sequence[int]) -> _Known:
+    def _index(self, numbers: Sequence[int], *, parts: bool = True) -> _Known:
+        """What these rows ask: as a whole, and with `parts` the sequences of words in it."""
         known = _Known()
         texts = [find_asked(self._learned.read(number)) or "" for number in numbers]
         known.folded = {fold(text) for text in texts}
-        long = [text for text in texts if len(fold(text).split()) >= SHORTEST_WORDS]
+        long = [text for text in texts if parts and len(fold(text).split()) >= SHORTEST_WORDS]
         if long:
             known.index = make_index(Item("rows", str(n), text) for n, text in enumerate(long))
         return known
@@ -337,7 +347,8 @@ class _Maker:
             return drafts
         requests = [ask_judge(one.wish, one.rows, one.text, one.answer) for one in drafts]
         alive = []
-        for draft, reply in zip(drafts, self._ask(requests, "judge answers"), strict=True):
+        replies = self._asked_to_judge.ask(requests, "judge answers")
+        for draft, reply in zip(drafts, replies, strict=True):
             fault = read_verdict(reply)
             if fault is None:
                 alive.append(draft)
@@ -355,12 +366,15 @@ class _Maker:
                 return
         else:
             forms = made.forms.setdefault(wish.rows[0], [])
-            if any(fold(_say(one)) == fold(draft.text) for one in forms):
+            negative = wish.method == NEGATIVES
+            others = {fold(one["negatives"][0]) for one in forms if "negatives" in one}
+            if fold(draft.text) in (others if negative else known.folded):
                 made.drop(wish, "duplicate", draft.text, first)
                 return
-            if wish.method == NEGATIVES:
+            if negative:
                 forms.append({**said, "negatives": [draft.text]})
             else:
+                known.folded.add(fold(draft.text))
                 how = {"through": wish.how} if wish.method == "back_translation" else {}
                 forms.append({**said, **how, **reword(first, draft.text)})
         made.kept[wish.method] += 1
@@ -378,10 +392,6 @@ class _Maker:
         known.folded.add(fold(draft.text))
         made.rows.append(row)
         return None
-
-
-def _say(form: Row) -> str:
-    return str(form["negatives"][0]) if "negatives" in form else find_asked(form) or ""
 
 
 def describe_row(wish: Wish, rows: Sequence[Row], model: str, kind: str) -> Row:

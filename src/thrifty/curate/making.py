@@ -17,7 +17,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ from thrifty.train.rows import Row as TrainingRow
 
 Row = dict[str, Any]
 Request = dict[str, Any]
+Digest = Callable[[int], str]
+"""The checksum of a row by its number: 32 hexadecimal digits."""
 
 STYLES = (
     "Write as a person would type it.", "Make it shorter.", "Make it more formal.",
@@ -86,39 +89,53 @@ class Wish:
     method: str
     rows: tuple[int, ...]
     """The numbers of the rows that it is made from, the first of which gives the context."""
+    drawn_from: str
+    """The checksums of these rows, from which what is random is drawn: numbers change with the rows
+    before."""
     number: int
     """Which of several of the same method and rows."""
     how: str = ""
     """The style, the language or the evolution."""
 
 
-def plan_wishes(numbers: Sequence[int], wanted: Augment, seed: int) -> Iterator[Wish]:
+def plan_wishes(
+    numbers: Sequence[int], digest: Digest, wanted: Augment, seed: int
+) -> Iterator[Wish]:
     """What is asked of the rows with these numbers, but for `self_instruct`."""
     for row in numbers:
-        draw = random.Random(f"{seed} {row}")
+        own, key = (row,), digest(row)
+        draw = random.Random(f"{seed} {key}")
         if wanted.paraphrase is not None:
             for n, style in enumerate(draw.sample(STYLES, wanted.paraphrase.forms)):
-                yield Wish("paraphrase", (row,), n, style)
+                yield Wish("paraphrase", own, key, n, style)
         if wanted.back_translation is not None:
             for n, language in enumerate(wanted.back_translation.languages):
-                yield Wish("back_translation", (row,), n, language)
+                yield Wish("back_translation", own, key, n, language)
         if wanted.evolve is not None and draw.random() < wanted.evolve.share:
-            yield Wish("evolve", (row,), 0, draw.choice(EVOLUTIONS))
+            yield Wish("evolve", own, key, 0, draw.choice(EVOLUTIONS))
         if wanted.negatives is not None:
             for n in range(wanted.negatives.count):
-                yield Wish(NEGATIVES, (row,), n)
+                yield Wish(NEGATIVES, own, key, n)
 
 
-def plan_requests(numbers: Sequence[int], wanted: Augment, seed: int) -> list[Wish]:
-    """The wishes of `self_instruct`, each of some rows."""
-    if wanted.self_instruct is None or not numbers:
-        return []
-    draw = random.Random(f"{seed} self-instruct")
-    shown = min(SHOWN_ROWS, len(numbers))
-    count = wanted.self_instruct.rows
-    return [
-        Wish("self_instruct", tuple(draw.sample(numbers, shown)), n) for n in range(count)
-    ]  # fmt: skip
+def plan_requests(
+    numbers: Sequence[int], digest: Digest, wanted: Augment, seed: int
+) -> Iterator[Wish]:
+    """The wishes of `self_instruct`, each of some rows.
+
+    Each draws checksums, and takes the rows whose own follow them: with a row more or less, nearly
+    all wishes stay what they were.
+    """
+    if wanted.self_instruct is None:
+        return
+    ring = sorted({digest(row): row for row in numbers}.items())
+    for n in range(wanted.self_instruct.rows if ring else 0):
+        draw = random.Random(f"{seed} self-instruct {n}")
+        chosen: dict[str, int] = {}
+        while len(chosen) < min(SHOWN_ROWS, len(ring)):
+            at = bisect(ring, (f"{draw.getrandbits(128):032x}",))
+            chosen.update([ring[at % len(ring)]])
+        yield Wish("self_instruct", tuple(chosen.values()), " ".join(chosen), n)
 
 
 # Rows
@@ -267,7 +284,7 @@ def _make_request(said: str, wish: Wish, seed: int, most: int) -> Request:
 
 
 def _draw_seed(wish: Wish, seed: int) -> int:
-    return random.Random(f"{seed} {wish.method} {wish.rows} {wish.number}").randrange(2**31)
+    return random.Random(f"{seed} {wish.method} {wish.drawn_from} {wish.number}").randrange(2**31)
 
 
 # Answers

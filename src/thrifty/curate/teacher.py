@@ -1,11 +1,13 @@
-"""Asks a model many things, by single requests or as batches, and keeps sound answers as they come.
+"""Asks a model many things, by single requests or as batches, and keeps answers as they come.
 
 A run that is killed asks for the rest. A server that limits the rate is waited for, and told; one
-that does not answer ends the run with what it said, and what was answered stays.
+that does not answer ends the run with what it said, and what was answered stays. What is of no use
+is kept until the run has ended, so that a run that goes on asks the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -16,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.batches.client import run_batch
-from thrifty.db import Database
+from thrifty.db import Database, open_database
 from thrifty.db.fleet import read_fleet
 from thrifty.db.ready_replicas import find_ready_replica
 from thrifty.errors import BatchError, DataError, EvaluationError
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.open_model import is_url
-from thrifty.evaluate.served import RefusedRequest, ServedUrl
-from thrifty.fleet.controller_note import read_controller_note
+from thrifty.evaluate.served import REFUSED, RefusedRequest, ServedUrl
+from thrifty.fleet.controller_note import find_database_url, read_controller_note
 from thrifty.home import Home
 from thrifty.types import OnProgress, Progress
 
@@ -34,6 +36,8 @@ HEADERS = {"cache-control": "no-store", "x-thrifty-origin": "measurement"}
 KEY = "THRIFTY_KEY"
 """The environment variable of the key to this service."""
 SHOWN = 200
+UNSOUND, BATCH = "unsound.jsonl", "batch-"
+"""Files that last until a run has ended: what was of no use, and how those of batches begin."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,28 @@ def find_place(
     note = read_controller_note(home)
     if note is None or not note.alive or not note.url:
         raise DataError(
-            f"augment.model names the deployment {named!r}, and no service of this home runs; start "
+            f"augment names the deployment {named!r}, and no service of this home runs; start "
             "it (thrifty up), or name a server by its URL"
         )
     if key_env is None and os.environ.get(KEY):
         key_env = KEY
-    return Place(note.url, named, key_env, through or "batch", streams, named, named)
+    known_as = _describe_versions(home, named)
+    return Place(note.url, named, key_env, through or "batch", streams, named, known_as)
+
+
+def _describe_versions(home: Home, named: str) -> str:
+    """The versions of a deployment that may answer. Raises `DataError` where there is none."""
+    database = open_database(find_database_url(home), migrate=False)
+    try:
+        deployments = read_fleet(database).deployments
+    finally:
+        database.close()
+    versions = next((one.versions for one in deployments if one.name == named), ())
+    found = sorted(f"{one.label} ({one.revision})" for one in versions if one.weight > 0)
+    if not found:
+        known = ", ".join(one.name for one in deployments) or "none"
+        raise DataError(f"augment: this home serves no deployment {named!r} (it serves {known})")
+    return f"{named}: {', '.join(found)}"
 
 
 def find_replica(database: Database, named: str, streams: int) -> Place:
@@ -103,31 +123,35 @@ class Teacher:
     def ask(
         self, requests: Sequence[Request], what: str, is_sound: Callable[[str], bool] = bool
     ) -> list[str | None]:
-        """The answer to each request, in order; None for one that the server refuses. Those whose
-        sound answers are known from before are not asked again. Blocks. Raises `DataError`.
+        """The answer to each request, in order; None for one that the server refuses, or whose
+        answer was cut. What is known from before is not asked again. Blocks. Raises `DataError`.
         """
-        with KeptAnswers(self._folder / "answers.jsonl") as kept:
-            unsound: dict[str, str | None] = {}
+        with (
+            KeptAnswers(self._folder / "answers.jsonl") as sound,
+            KeptAnswers(self._folder / UNSOUND) as unsound,
+        ):
+            known_as, model = self.place.known_as, self.place.model
 
             def find(request: Request) -> Any:
-                return kept.find(self.place.known_as, self.place.model, request)
+                return sound.find(known_as, model, request) or unsound.find(
+                    known_as, model, request
+                )
 
-            missing = [one for one in requests if find(one) is None]
+            different = {json.dumps(one): one for one in requests}.values()
+            missing = [one for one in different if find(one) is None]
             lock = threading.Lock()
-            done = len(requests) - len(missing)
+            done = len(different) - len(missing)
 
             def keep(request: Request, answer: str | None) -> None:
                 nonlocal done
+                kept = sound if answer is not None and is_sound(answer) else unsound
                 with lock:
-                    if answer is not None and is_sound(answer):
-                        kept.add({"text": answer}, self.place.known_as, self.place.model, request)
-                    else:
-                        unsound[json.dumps(request)] = answer
+                    kept.add({"text": answer}, known_as, model, request)
                     done += 1
-                    self._on_progress(Progress(what, done, len(requests), "requests"))
+                    self._on_progress(Progress(what, done, len(different), "requests"))
 
             if missing:
-                self._on_progress(Progress(what, done, len(requests), "requests"))
+                self._on_progress(Progress(what, done, len(different), "requests"))
                 try:
                     if self.place.through == "batch":
                         self._ask_batch(missing, keep)
@@ -135,14 +159,18 @@ class Teacher:
                         self._ask_each(missing, keep)
                 except (EvaluationError, BatchError) as error:
                     raise DataError(
-                        f"{self.place.label} does not answer: {error}. {done} of {len(requests)} "
+                        f"{self.place.label} does not answer: {error}. {done} of {len(different)} "
                         "answers are kept; the same command goes on"
                     ) from None
-            found = [find(one) for one in requests]
-            return [
-                unsound[json.dumps(request)] if known is None else known["text"]
-                for request, known in zip(requests, found, strict=True)
-            ]
+            return [find(one)["text"] for one in requests]
+
+    def end(self) -> None:
+        """Remove what only a run that goes on needs, so that the next one asks again for what was
+        of no use.
+        """
+        (self._folder / UNSOUND).unlink(missing_ok=True)
+        for path in self._folder.glob(f"{BATCH}*"):
+            path.unlink(missing_ok=True)
 
     def _ask_each(
         self, requests: Sequence[Request], keep: Callable[[Request, str | None], None]
@@ -192,15 +220,20 @@ class Teacher:
     def _ask_batch(
         self, requests: Sequence[Request], keep: Callable[[Request, str | None], None]
     ) -> None:
-        """As one batch, which goes on while nobody waits for it."""
-        source, output = self._folder / "batch.jsonl", self._folder / "batch.out.jsonl"
-        errors = self._folder / "batch.errors.jsonl"
+        """As one batch, which goes on while nobody waits for it. Its files are named by what it
+        asks and where, so that a killed run finds the batch that it waited for.
+        """
         lines = [
             {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions",
              "body": {"model": self.place.model, **one}}
             for n, one in enumerate(requests)
         ]  # fmt: skip
-        source.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+        text = "".join(json.dumps(one) + "\n" for one in lines)
+        key = hashlib.sha256(f"{self.place.url}\n{text}".encode()).hexdigest()[:16]
+        source, output, errors = (
+            self._folder / f"{BATCH}{key}.{name}.jsonl" for name in ("in", "out", "errors")
+        )
+        source.write_text(text, encoding="utf-8")
         self._on_note(f"a batch of {len(requests)} requests to {self.place.label}")
 
         def show(batch: dict[str, Any]) -> None:
@@ -218,14 +251,14 @@ class Teacher:
             reply = answered.get(str(n))
             if reply is not None and reply.get("status_code") == 200:
                 keep(request, read_answer(reply["body"]))
-            elif str(n) in failed and 400 <= (failed[str(n)].get("status_code") or 500) < 429:
+            elif str(n) in failed and failed[str(n)].get("status_code") in REFUSED:
                 self._tell_once(f"{self.place.label} refuses a request: {failed[str(n)]}")
                 keep(request, None)
         for path in (source, output, errors):
             path.unlink(missing_ok=True)
         if batch["status"] != "completed" or len(answered) + len(failed) < len(requests):
             raise BatchError(f"the batch {batch['id']} is {batch['status']}")
-        late = [one for one in failed.values() if (one.get("status_code") or 500) >= 429]
+        late = [one for one in failed.values() if one.get("status_code") not in REFUSED]
         if late:
             raise BatchError(f"{len(late)} requests of the batch were not answered: {late[0]}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from thrifty.files import write_atomically
 WITHOUT_ROWS = (APPROVE, "release")
 """Steps of the loop that hold no rows."""
 MOST_RUNS = 1000
+BUILD = re.compile(r"(-[0-9a-f]{16}|\.answers|\.taught)\Z")
+"""How folders of unfinished builds end, after the set's name."""
 
 
 def erase_set_rows(work: Work) -> int:
@@ -36,7 +39,7 @@ def erase_set_rows(work: Work) -> int:
                 f"the loop of {run.deployment!r} is at its step {step!r}, and may hold the person's "
                 f"rows; erase again once that has ended (thrifty improve status {run.deployment})"
             )
-    shutil.rmtree(work.home.datasets / ".work", ignore_errors=True)
+    _erase_builds(work)
     for built in list_sets(work.home.datasets):
         try:
             gone = erase_rows(built, lambda row: is_row_of(work, row), time.time())
@@ -55,13 +58,33 @@ def erase_set_rows(work: Work) -> int:
     return removed
 
 
+def _erase_builds(work: Work) -> None:
+    """Remove what builds that did not end have read, and the answers of models about it."""
+    folder = work.home.datasets / ".work"
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        name = BUILD.sub("", path.name)
+        if name != path.name:
+            found.setdefault(name, []).append(path)
+    for name, paths in found.items():
+        with try_lock_file(folder / f"{name}.lock") as free:
+            if free:
+                for path in paths:
+                    shutil.rmtree(path, ignore_errors=True)
+            else:
+                work.left.append(
+                    f"the data set {name} is being built, and may get the person's rows; erase again "
+                    "once that has ended"
+                )
+
+
 def erase_unfinished_trainings(work: Work) -> int:
     """Remove the trainings on rows that did not end: their rows are tokens, which do not tell whose
     they are. The same command begins such a training anew.
     """
     removed = 0
-    # Those of trials lie deeper.
-    rows = work.home.trainings.rglob("learned.jsonl")
+    # Those of trials lie deeper; those of a killed process have other names while they are written.
+    rows = work.home.trainings.rglob("*.jsonl*")
     names = {path.relative_to(work.home.trainings).parts[0] for path in rows}
     for folder in (work.home.trainings / name for name in sorted(names)):
         with try_lock_file(folder / "lock") as free:

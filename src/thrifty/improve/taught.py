@@ -75,6 +75,7 @@ def make_taught(turn: Turn, form: Form, sifted: Sifted) -> tuple[list[dict[str, 
         if is_of_use(row, answer)
     ]
     if len(answers) >= JUDGED and len(rows) < LEAST_USABLE * len(answers):
+        teacher.end()
         raise DataError(
             f"of {len(answers)} answers of the teacher {place.label} {len(answers) - len(rows)} are of "
             "no use (empty, cut, in loops, refusals, or what was disliked); name another "
@@ -113,7 +114,7 @@ def is_of_use(row: dict[str, Any], answer: str | None) -> bool:
 
 
 def is_sound(answer: str) -> bool:
-    """Whether an answer says something: what does not is not kept, and asked for again."""
+    """Whether an answer says something: what does not is asked for again in another run."""
     empty = not answer.strip()
     return not (empty or is_loop(answer) or find_pseudonym(answer) or is_refusal(answer))
 

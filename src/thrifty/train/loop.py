@@ -31,7 +31,12 @@ from thrifty.train.schedule import (
     find_rate,
     lower_rate,
 )
-from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
+from thrifty.train.settings import (
+    IMPROVED_NOTHING,
+    LoopSettings,
+    describe_same,
+    leave_out_none,
+)
 from thrifty.train.state import Limits, Objective, State
 from thrifty.train.trunk import keep_trunk
 from thrifty.types import OnProgress, ignore_progress
@@ -151,10 +156,10 @@ class Trainer:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             began_s = time.monotonic()
-            loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
+            loss, tokens, norm = self._step([next(numbers) for _ in range(self._per_step)])
             self._last_step_s = time.monotonic() - began_s
             state.stepping_s += self._last_step_s
-            self._check(loss)
+            self._check(loss, norm)
             state.losses.append(loss)
             state.tokens += tokens
             state.step += 1
@@ -225,9 +230,12 @@ class Trainer:
         found = self.measure()
         state = self.state
         state.evaluation_s = time.monotonic() - began_s
+        mean = sum(found.values()) / len(found)
+        if not math.isfinite(mean):
+            raise self._describe_stop(state.step, "the held-out loss is not a number")
         for name, value in found.items():
             state.curves.setdefault(name, []).append((state.tokens, value))
-        state.held_out.append((state.step, sum(found.values()) / len(found)))
+        state.held_out.append((state.step, mean))
         details = self._find_details()
         if details:
             state.details.append((state.step, details))
@@ -366,8 +374,10 @@ class Trainer:
         finally:
             swap(average, self._trained)
 
-    def _step(self, numbers: Sequence[int]) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss and the number of tokens."""
+    def _step(self, numbers: Sequence[int]) -> tuple[float, int, float]:
+        """One optimizer step; returns the mean loss, the number of tokens, and the norm of the
+        gradients. Where that is not finite, the weights stay as they are.
+        """
         accelerator, training = self._accelerator, self._training
         own = numbers[accelerator.process_index :: accelerator.num_processes]
         groups = [
@@ -378,14 +388,15 @@ class Trainer:
         # Processes average their gradients, so that each of them counts by its weight in the step.
         weight = self._objective.weigh(numbers) / accelerator.num_processes
         total, tokens = self._gradients.add(groups, weight)
-        accelerator.clip_grad_norm_(self._trained.values(), training.clip)
-        self._optimizer.step()
+        norm = float(accelerator.clip_grad_norm_(self._trained.values(), training.clip))
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if accelerator.num_processes == 1:
-            return total, tokens
+            return total, tokens, norm
         both = torch.tensor([total, float(tokens)], device=accelerator.device)
         both = accelerator.reduce(both, "sum")
-        return float(both[0]) / accelerator.num_processes, int(both[1])
+        return float(both[0]) / accelerator.num_processes, int(both[1]), norm
 
     def _stalled(self) -> bool:
         if self._training.keeps_last:
@@ -394,17 +405,25 @@ class Trainer:
         evaluations = [step for step, _ in self.state.held_out if step > counted]
         return len(evaluations) >= self._training.patience
 
-    def _check(self, loss: float) -> None:
+    def _check(self, loss: float, norm: float) -> None:
         recent = self.state.losses[-RECENT:]
         usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
         # What is below the loss at the beginning is no explosion, however low the others are.
         bound = max(EXPLODED * usual, 0.1, self.state.held_out[0][1])
-        if math.isfinite(loss) and loss <= bound:
+        if not math.isfinite(loss):
+            what = "the loss is not a number"
+        elif not math.isfinite(norm):
+            what = "the gradients are not numbers"
+        elif loss > bound:
+            what = f"the loss is {loss:.3g}, after {usual:.3g}"
+        else:
             return
-        what = f"{loss:.3g}, after {usual:.3g}" if math.isfinite(loss) else "not a number"
-        raise TrainingError(
-            f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint "
-            f"of step {self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
+        raise self._describe_stop(self.state.step + 1, what)
+
+    def _describe_stop(self, step: int, what: str) -> TrainingError:
+        return TrainingError(
+            f"training stopped at step {step}: {what}. The checkpoint of step "
+            f"{self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
         )
 
     # checkpoints
@@ -429,7 +448,7 @@ class Trainer:
         tensors |= {f"average.{n}": average.cpu() for n, average in self._average.items()}
         write_tensors(self._folder / f"{name}.safetensors", tensors)
         self.state.saving_s = time.monotonic() - began_s
-        note = {**asdict(self.state), "training": _describe(self._training), "file": name}
+        note = {**asdict(self.state), "training": describe_same(self._training), "file": name}
         write_atomically(self._folder / "state.json", json.dumps(note))
         for old in self._folder.glob("step-*.safetensors"):
             if old.stem != name:
@@ -440,7 +459,7 @@ class Trainer:
         if not path.exists():
             return
         note = json.loads(path.read_text())
-        if _without_none(note.pop("training")) != _describe(self._training):
+        if leave_out_none(note.pop("training")) != describe_same(self._training):
             raise TrainingError(
                 f"{self._folder} contains a training with other settings; remove it, or use the "
                 "same settings"
@@ -473,16 +492,6 @@ class Trainer:
         with torch.no_grad():
             for key, parameter in self._trained.items():
                 parameter.copy_(tensors[key])
-
-
-def _describe(training: LoopSettings) -> dict[str, Any]:
-    """What must be the same for a training to go on: all but its minutes."""
-    return _without_none({**asdict(training), "minutes": None})
-
-
-def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are set; earlier notes lack those that a later release added."""
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:

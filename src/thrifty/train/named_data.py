@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.data.augmentation import AS_IT_IS, Augmentation, read_augmentation
-from thrifty.data.built import TEST, TRAIN, open_set
+from thrifty.data.built import TEST, TRAIN, BuiltSet, open_set
 from thrifty.errors import DataError, TrainingError
 from thrifty.home import Home
 from thrifty.train.rows import Method
@@ -22,6 +23,10 @@ class NamedRows:
     """Those that a data set holds out; empty for a file."""
     augment: Augmentation = AS_IT_IS
     """What the data set's recipe says of other forms of its rows."""
+    built: BuiltSet | None = None
+    """The data set that they are of."""
+    refresh: Callable[[], None] | None = None
+    """Writes the files anew, from feedback."""
 
 
 def find_rows(home: Home, named: str, method: Method) -> NamedRows:
@@ -50,4 +55,4 @@ def find_rows(home: Home, named: str, method: Method) -> NamedRows:
     }
     recipe = built.manifest.get("augment")
     augment = AS_IT_IS if recipe is None else read_augmentation(recipe)
-    return NamedRows(built.label, files[TRAIN], files[TEST], augment)
+    return NamedRows(built.label, files[TRAIN], files[TEST], augment, built)

@@ -24,13 +24,24 @@ from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
 from thrifty.data.augmentation import AS_IT_IS, PLAIN, Augmentation
+from thrifty.data.built import BuiltSet
+from thrifty.data.token_lengths import identify
 from thrifty.engines.plain_checkpoint import make_plain
-from thrifty.errors import TrainingError
+from thrifty.errors import DataError, TrainingError
 from thrifty.files import write_atomically
 from thrifty.home import Home, make_private_folder
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.train.figures import summarize
+from thrifty.train.figures import find_details, refuse_opposite, summarize
+from thrifty.train.folders import (
+    LOCK,
+    can_go_on,
+    claim_folder,
+    empty_folder,
+    find_folder,
+    is_begun,
+    note_failure,
+)
 from thrifty.train.prepare import LOSSES, SOURCES, Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_adapter, register_trained
@@ -51,8 +62,6 @@ LORA_RANK = 16
 BETA = 0.1
 LEAST_TRIAL_STEPS, TRIAL_SHARE, TRIAL_EVALUATIONS = 20, 0.5, 5
 """A trial of an augmentation takes this share of the training's steps, and at least so many."""
-OPPOSITE_DEVIATIONS = 2.0
-"""A share of preferred pairs that is below half by so many standard deviations is no chance."""
 EVALUATIONS = 10
 """A training in epochs is evaluated so often, if that takes no more than `EVALUATION_SHARE` of its
 time."""
@@ -125,6 +134,12 @@ class TrainingRequest:
     patience: int = 4
     resume: bool = False
     """Refuse to begin: there must be a training that was stopped."""
+    restart: bool = False
+    """Begin anew: a training that was stopped is left."""
+    data_set: BuiltSet | None = None
+    """The built set that the files are of."""
+    refresh: Callable[[], None] | None = None
+    """Writes `data` anew. It is called unless a training on what is there was stopped."""
     augment: Augmentation = AS_IT_IS
     """Which other forms of rows are learned."""
 
@@ -159,6 +174,9 @@ def train_model(
     """
     began_s = time.monotonic()
     require_training()
+    absent = not all(path.is_file() for path in request.files)
+    if request.refresh is not None and absent:
+        request.refresh()
     _check(request)
     version, artifact = fetch_model(store, request.model, on_progress=on_progress)
     family = artifact.description.family
@@ -186,20 +204,38 @@ def train_model(
             tokenizer.find_template()
         except WireError as error:
             raise TrainingError(f"{version.label}: {error.message}") from None
+    if request.data_set is not None:
+        try:
+            request.data_set.check_tokenizer(identify(tokenizer))
+        except DataError as error:
+            on_note(f"{error}. This training counts tokens itself, and sets aside what is too long")
+    made_from = artifact.id if again else plain[1].id
     recipe = _describe(request, tokenizer)
+    folder = find_folder(home, made_from, recipe)
+    if request.refresh is not None and not absent and not request.resume:
+        if request.restart or not can_go_on(folder):
+            request.refresh()
+            recipe = _describe(request, tokenizer)
+            folder = find_folder(home, made_from, recipe)
+        else:
+            on_note(
+                "going on with the training that was stopped, and with the feedback that it began "
+                "with; --restart learns from the newest"
+            )
     made = store.find_made(artifact.id if request.adapter else plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
         return made
-    made_from = artifact.id if again else plain[1].id
-    key = hashlib.sha256(json.dumps([made_from, recipe], sort_keys=True).encode()).hexdigest()
-    folder = make_private_folder(home.trainings / key[:24])
-    with lock_file(folder / "lock"):
-        begun = (folder / "state.json", folder / "trials")
-        if request.resume and not any(path.exists() for path in begun):
+    make_private_folder(folder)
+    with lock_file(folder / LOCK):
+        if request.restart:
+            empty_folder(folder)
+        if request.resume and not is_begun(folder):
             raise TrainingError(
                 "there is no training to resume with this model, data and settings; leave out "
                 "--resume"
             )
+        files = [*request.files, *request.held_out_files]
+        claim_folder(folder, made_from, recipe, request.out, files)
         changes = str(store.folder_of(artifact.id)) if again else None
         work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note, changes)
         choice = None
@@ -210,7 +246,12 @@ def train_model(
                 on_note,
             )  # fmt: skip
             work = replace(work, request=replace(request, augment=choice.augmentation or PLAIN))
-        report, figures = _train(work, folder)
+        try:
+            report, figures = _train(work, folder)
+        except TrainingError as error:
+            if str(error).startswith(IMPROVED_NOTHING):
+                note_failure(folder)
+            raise
         if choice is not None:
             figures["augment"] = choice.as_dict()
         weights = SafetensorsFiles([folder / "trained.safetensors"])
@@ -257,14 +298,8 @@ def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if report is None:
         limits = _make_limits(folder, request, work.began_s)
         report = _run(work, folder, settings, window, limits, at_once=at_once)
-    details = {}
-    if report["details"]:
-        best = max(
-            (one for one in report["details"] if one[0] <= report["best_step"]), default=None
-        )
-        first, last = report["details"][0][1], (best or report["details"][-1])[1]
-        details = {name: {"before": first.get(name), "after": last[name]} for name in last}
-    _refuse_opposite(details)
+    details = find_details(report)
+    refuse_opposite(details)
     chosen = {
         "method": request.method.value, "rows": prepared.figures, "details": details,
         "data_paths": [str(path.absolute()) for path in request.files],
@@ -274,19 +309,6 @@ def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if settings.augment is not None:
         chosen["forms"] = settings.augment
     return report, chosen
-
-
-def _refuse_opposite(details: dict[str, Any]) -> None:
-    """Raise `TrainingError` where held-out rows say that the opposite was learned."""
-    if "preferred" not in details:
-        return
-    preferred = details["preferred"]["after"]
-    if preferred < 0.5 - OPPOSITE_DEVIATIONS * details["by_chance"]["after"]:
-        raise TrainingError(
-            f"{IMPROVED_NOTHING}: in only {preferred:.0%} of the held-out pairs did the liked answer "
-            "gain more than the disliked one; the rows contradict one another, or likes and dislikes "
-            "are mixed up"
-        )
 
 
 def _prepare(work: Work, folder: Path, on_note: OnNote) -> tuple[Prepared, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from thrifty.errors import TrainingError
@@ -174,3 +174,13 @@ def balance_weights(liked: int, disliked: int) -> tuple[float, float]:
     if ratio > 4 / 3:
         return 1.0, ratio * 3 / 4
     return 1.0, 1.0
+
+
+def describe_same(training: LoopSettings) -> dict[str, Any]:
+    """What must be the same for a training to go on: all but its minutes."""
+    return leave_out_none({**asdict(training), "minutes": None})
+
+
+def leave_out_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are set; earlier notes lack those that a later release added."""
+    return {name: value for name, value in settings.items() if value is not None}
