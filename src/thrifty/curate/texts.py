@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,12 @@ TEXTS = ("text", "query", "positive")
 """The fields of a row that are texts; `negatives` is a list of them."""
 COMPARED = ("user", "assistant")
 """Who is compared: system messages and tools are the same in many conversations."""
+LEARNED = 3
+"""The parts of a row that are compared one by one: what is asked last, and two that are answered."""
+LINE_CHARS = 240
+"""A longer line of a question is a passage that is asked about."""
+_ASKS = re.compile(r"[^.!?\u2026\u3002\uff01\uff1f\u061f]*[?\uff1f\u061f]")
+"""A sentence with a question mark."""
 
 
 def list_messages(row: Row) -> Iterator[dict[str, Any]]:
@@ -96,6 +103,32 @@ def join_answers(row: Row) -> str:
         return str(row["positive"])
     said = [one for one in list_messages(row) if one["role"] == "assistant"]
     return "\n".join(_join(one) for one in said)
+
+
+def list_learned(row: Row) -> tuple[str, str, str]:
+    """What is asked last, the answer or the chosen one, and the rejected one; of texts for encoders
+    the query, what belongs to it and what does not. Of plain text, which is compared whole, nothing.
+    """
+    if "text" in row:
+        return "", "", ""
+    if "query" in row:
+        return row["query"], row["positive"], "\n".join(row.get("negatives", ()))
+    asked = row["messages"][:-1] if "messages" in row else row["prompt"]
+    question = next((one for one in reversed(asked) if one["role"] == "user"), None)
+    answers = [row[key][-1] for key in ("messages", "chosen", "completion") if key in row]
+    answers += row.get("rejected", ())
+    first, second = [*map(_join, answers), ""][:2]
+    return _join(question) if question else "", first, second
+
+
+def find_asked(question: str) -> str:
+    """What a question asks, without the passages that it asks about: its short lines, and of long
+    ones the sentences with a question mark.
+    """
+    found: list[str] = []
+    for line in question.splitlines():
+        found += [line] if len(line) <= LINE_CHARS else _ASKS.findall(line)
+    return "\n".join(found)
 
 
 def find_question(row: Row) -> str:
