@@ -41,6 +41,7 @@ from thrifty.curate.texts import (
     join_all,
     join_answers,
     join_compared,
+    join_shown,
 )
 from thrifty.data.token_lengths import list_conversations
 from thrifty.db.subjects import Subjects
@@ -261,11 +262,16 @@ class PieceMaker:
     def _finish_batch(
         self, batch: list[tuple[Row, dict[str, Any]]], out: PieceFiles, tally: Tally
     ) -> None:
-        words = find_words([join_compared(row) for row, _ in batch])
+        said = [join_compared(row) for row, _ in batch]
+        words = find_words(said)
         counts = np.diff(words.starts)
         leaking = {}
         if self._leaks is not None:
-            leaking = {leak.row: leak for leak in find_leaks(self._leaks, words)}
+            shown = [join_shown(row) for row, _ in batch]
+            read = words if shown == said else find_words(shown)
+            wanted = self._recipe.decontaminate
+            accepted = wanted.accept if wanted is not None else ()
+            leaking = {leak.row: leak for leak in find_leaks(self._leaks, read, accepted)}
         kept = []
         for number, (row, known) in enumerate(batch):
             tokens = count_tokens(row, self._tokenizer, int(counts[number]))

@@ -93,6 +93,15 @@ def join_all(row: Row) -> str:
     return "\n".join([*said, *tools, *given, *([str(row["label"])] if "label" in row else [])])
 
 
+def join_shown(row: Row) -> str:
+    """Everything that a model sees of a row, in which leaks are looked for: `join_compared` and what
+    it leaves out, behind it.
+    """
+    said = [_join(one) for one in list_messages(row) if one["role"] not in COMPARED]
+    tools = [json.dumps(tool, ensure_ascii=False) for tool in row.get("tools", ())]
+    return "\n".join([join_compared(row), *row.get("negatives", ()), *said, *tools])
+
+
 def join_answers(row: Row) -> str:
     """What the row teaches to say: the text, or what the assistant says; of texts for encoders,
     the one that belongs to the query.
@@ -142,4 +151,5 @@ def find_question(row: Row) -> str:
 def _join(message: dict[str, Any]) -> str:
     calls = message.get("tool_calls") or ()
     written = [f"{one['function']['name']} {one['function']['arguments']}" for one in calls]
-    return "\n".join([*([message["content"]] if message["content"] else []), *written])
+    texts = (message.get("reasoning_content"), message["content"])
+    return "\n".join([*filter(None, texts), *written])
