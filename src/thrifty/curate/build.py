@@ -355,6 +355,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
     records = 0
     removed: dict[str, Counter[str]] = {}
     changed: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     redacted: Counter[str] = Counter()
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -365,6 +366,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
         for stage, counts in tally["removed"].items():
             removed.setdefault(stage, Counter()).update(counts)
         changed.update(tally["changed"])
+        unread.update(tally["unread"])
         languages.update(tally["languages"])
         redacted.update(tally["redacted"])
         for one in tally["samples"]:
@@ -375,7 +377,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
         leaks += tally["leaks"]
     ordered = {stage: removed[stage] for stage in STAGES if stage in removed}
     flat = [one for held in samples.values() for one in held]
-    return records, ordered, changed, languages, redacted, flat, set_aside, leaks
+    return records, ordered, changed, unread, languages, redacted, flat, set_aside, leaks
 
 
 def _check_leaks(recipe: Recipe, leaks: list[dict[str, Any]]) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from thrifty.curate.clean import extract_article, find_language, make_cleaner
-from thrifty.curate.history import describe_history, list_entries, read_time
+from thrifty.curate.history import describe_history, list_entries, read_name, read_time
 from thrifty.curate.leaks import LeakIndex, find_leaks, load_index
 from thrifty.curate.piece_files import PieceFiles, Tally
 from thrifty.curate.quality import Table, judge_text, load_table
 from thrifty.curate.read import Broken, Record, read_piece
-from thrifty.curate.recipe import Recipe
+from thrifty.curate.recipe import Fields, Recipe
 from thrifty.curate.shapes import REASONS, Misshapen, make_row
 from thrifty.curate.sketch import (
     Banding,
@@ -104,10 +104,10 @@ class PieceMaker:
     def make(self, file: SourceFile, piece: Piece) -> None:
         """Read one piece and write what is kept of it. Raises `DataError` and `OSError`."""
         tally = Tally()
-        out = PieceFiles(self._work, piece.number, self._banding)
-        for batch in self._read_batches(file, piece, tally):
-            self._finish_batch(batch, out, tally)
-        out.close(tally)
+        with PieceFiles(self._work, piece.number, self._banding) as out:
+            for batch in self._read_batches(file, piece, tally):
+                self._finish_batch(batch, out, tally)
+            out.finish(tally)
 
     def _read_batches(
         self, file: SourceFile, piece: Piece, tally: Tally
@@ -141,7 +141,7 @@ class PieceMaker:
                 tally.set_aside.append({"path": path, "line": number, "reason": record.reason})
             return None
         provenance["sha256"] = hashlib.sha256(encode_record(record)).hexdigest()
-        known = self._describe(record, source.fields, provenance)
+        known = self._describe(record, source.fields, provenance, tally)
         known["source"] = file.source
         try:
             row = make_row(record, self._recipe.kind, source.shape, source.fields)
@@ -155,24 +155,35 @@ class PieceMaker:
         row["provenance"] = provenance
         return row, known
 
-    def _describe(self, record: Record, fields: Any, provenance: dict[str, Any]) -> dict[str, Any]:
+    def _describe(
+        self, record: Record, fields: Fields, provenance: dict[str, Any], tally: Tally
+    ) -> dict[str, Any]:
         """The groups and the time of a record; what it says of its history goes to `provenance`."""
         given = record.get("provenance")
         provenance |= describe_history(given)
-        user, conversation = record.get(fields.user), record.get(fields.conversation)
-        if isinstance(user, str | int) and not isinstance(user, bool) and user != "":
+        user, conversation = (
+            read_name(record.get(fields.user)),
+            read_name(record.get(fields.conversation)),
+        )
+        times = [record.get(fields.time), *(one.get("at") for one in list_entries(given))]
+        seconds = [read_time(time) for time in times]
+        for key, is_read in (
+            (fields.user, user is not None), (fields.conversation, conversation is not None),
+            (fields.time, not math.isnan(seconds[0])),
+        ):  # fmt: skip
+            if not is_read and record.get(key) not in (None, ""):
+                tally.unread[key] += 1
+        if user is not None:
             # The name itself stands nowhere: whoever forgets a person looks for the pseudonym.
-            name = self._subjects.name("", str(user))
+            name = self._subjects.name("", user)
             provenance["subjects"] = sorted({name, *provenance.get("subjects", ())}, key=str)
         known: dict[str, Any] = {
             "persons": [hash_text(str(name)) for name in provenance.get("subjects", ())],
             "conversation": 0,
         }
-        if isinstance(conversation, str | int) and conversation != "":
+        if conversation is not None:
             known["conversation"] = hash_text(f"{provenance['source']}\n{conversation}")
-        times = [record.get(fields.time), *(one.get("at") for one in list_entries(given))]
-        read = (time for time in map(read_time, times) if not math.isnan(time))
-        known["time"] = next(read, math.nan)
+        known["time"] = next((time for time in seconds if not math.isnan(time)), math.nan)
         return known
 
     def _excerpt(self, text: str) -> str:

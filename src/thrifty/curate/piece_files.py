@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -65,6 +65,8 @@ class Tally:
     """By stage, by reason."""
     changed: Counter[str] = field(default_factory=Counter)
     """How many rows a step changed."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """How many users, conversations and times are of a kind that is not read, by their field."""
     languages: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -148,7 +150,14 @@ class PieceFiles:
         self._unique_count += len(unique)
         return begins, np.diff(ends)
 
-    def close(self, tally: Tally) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        self._unique.close()
+
+    def finish(self, tally: Tally) -> None:
         """Write the rest; the piece is whole once its counts are there. Raises `OSError`."""
         self._rows.close()
         self._unique.close()

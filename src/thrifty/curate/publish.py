@@ -51,6 +51,8 @@ class Outcome:
     removed: dict[str, Counter[str]]
     """By stage, by reason."""
     changed: Counter[str]
+    unread: Counter[str]
+    """Users, conversations and times that are not read, by their field."""
     languages: Counter[str]
     redacted: Counter[str]
     samples: list[dict[str, Any]]
@@ -261,6 +263,7 @@ def make_report(
         "made": outcome.made.as_dict() if outcome.made.model else None,
         "removed": {stage: dict(counts.most_common()) for stage, counts in outcome.removed.items()},
         "stages": stages, "changed": dict(outcome.changed.most_common()),
+        "unread": dict(outcome.unread.most_common()),
         "redacted": dict(outcome.redacted.most_common()),
         "languages": dict(outcome.languages.most_common()),
         "sources": {
