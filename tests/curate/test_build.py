@@ -482,11 +482,13 @@ def test_personal_data_are_replaced_and_no_target(home: Home, tmp_path: Path) ->
         talk("Write to ann@example.org please, soon enough.", "I will do so at once."),
         talk("What is your address, my friend?", "It is bob@example.org, of course."),
     ]
+    rows[0]["messages"][0]["name"] = "ann@example.org"
     path = write_lines(tmp_path / "rows.jsonl", rows)
     built = build(home, [{"path": str(path)}], split=0)
     (row,) = read_all(built)
     assert "<EMAIL_" in row["messages"][0]["content"]
-    assert row["provenance"]["changed"] == {"redact": {"EMAIL": 1}}
+    assert row["messages"][0]["name"].startswith("<EMAIL_")
+    assert row["provenance"]["changed"] == {"redact": {"EMAIL": 2}}
     assert removed(built) == {"redact": 1}
     everything = b"".join(file.read_bytes() for file in built.folder.iterdir())
     assert b"example.org" not in everything

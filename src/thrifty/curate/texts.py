@@ -44,9 +44,13 @@ def change_texts(row: Row, change: Change) -> int:
 
 
 def change_all_texts(row: Row, change: Change) -> int:
-    """As `change_texts`, with the arguments of calls."""
+    """As `change_texts`, with the names of who speaks and the arguments of calls."""
     changed = change_texts(row, change)
     for message in list_messages(row):
+        if "name" in message:
+            after = change(message["name"])
+            changed += after != message["name"]
+            message["name"] = after
         for call in message.get("tool_calls") or ():
             function = call["function"]
             after = change(function["arguments"])
