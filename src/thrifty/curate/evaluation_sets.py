@@ -57,8 +57,9 @@ def find_evaluation_sets(
     folder: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> list[EvaluationSet]:
-    """All registered evaluation sets, those whose leaks are accepted last. Those of Thrifty are fetched if the recipe
-    learns from a fetched set; else those that are here count. Raises `ThriftyError`.
+    """All registered evaluation sets, those whose leaks are accepted last. Those of Thrifty are
+    fetched if the recipe learns from a fetched set; else those that are here count. Raises
+    `ThriftyError`.
     """
     wanted = recipe.decontaminate
     if wanted is None:

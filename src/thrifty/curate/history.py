@@ -57,8 +57,8 @@ def _join(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str
 
 
 def read_time(value: Any) -> float:
-    """Seconds since 1970 of a number, a date or ISO 8601, also where a number is written as text, as
-    CSV has it; NaN where it is none of them.
+    """Seconds since 1970 of a number, a date or ISO 8601, also where a number is written as text,
+    as CSV has it; NaN where it is none of them.
     """
     if isinstance(value, datetime):
         return value.timestamp()

@@ -215,7 +215,8 @@ def find_leaks(
     index: LeakIndex, words: Words, accepted: Collection[str] = frozenset()
 ) -> list[Leak]:
     """The rows of a batch that hold an item, each once, in their order. A row is told to hold an
-    item of the sets `accepted` only if it holds none of others, whose items come first in the index.
+    item of the sets `accepted` only if it holds none of others, whose items come first in the
+    index.
     """
     found: dict[int, Leak] = {}
 

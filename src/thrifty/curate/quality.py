@@ -215,7 +215,7 @@ def load_table(name: str, folder: Path) -> Table:
 
 
 def digest_table(name: str, folder: Path) -> str:
-    """The SHA-256 of a table's text, which tells whether its rules are others. Raises `DataError`."""
+    """The SHA-256 of a table's text, which tells of other rules. Raises `DataError`."""
     path = _find_table(name, folder)
     if path is not None:
         return digest_file(path)

@@ -99,8 +99,8 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
 
 
 def read_label(value: Any) -> bool:
-    """Whether an answer was liked: true or false, 1 or 0, also as a float, as Parquet may have them,
-    or as text, as CSV has them. Raises `Misshapen`.
+    """Whether an answer was liked: true or false, 1 or 0, also as a float, as Parquet may have
+    them, or as text, as CSV has them. Raises `Misshapen`.
     """
     if value is None or value == "" or value != value:
         raise Misshapen("no_label")

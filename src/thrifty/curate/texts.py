@@ -16,7 +16,7 @@ TEXTS = ("text", "query", "positive")
 COMPARED = ("user", "assistant")
 """Who is compared: system messages and tools are the same in many conversations."""
 LEARNED = 3
-"""The parts of a row that are compared one by one: what is asked last, and two that are answered."""
+"""The parts of a row that are compared one by one: what is asked last, and two answers."""
 LINE_CHARS = 240
 """A longer line of a question is a passage that is asked about."""
 _ASKS = re.compile(r"[^.!?\u2026\u3002\uff01\uff1f\u061f]*[?\uff1f\u061f]")
@@ -98,8 +98,8 @@ def join_all(row: Row) -> str:
 
 
 def join_shown(row: Row) -> str:
-    """Everything that a model sees of a row, in which leaks are looked for: `join_compared` and what
-    it leaves out, behind it.
+    """Everything that a model sees of a row, in which leaks are looked for: `join_compared` and
+    what it leaves out, behind it.
     """
     said = [_join(one) for one in list_messages(row) if one["role"] not in COMPARED]
     tools = [json.dumps(tool, ensure_ascii=False) for tool in row.get("tools", ())]
@@ -120,7 +120,8 @@ def join_answers(row: Row) -> str:
 
 def list_learned(row: Row) -> tuple[str, str, str]:
     """What is asked last, the answer or the chosen one, and the rejected one; of texts for encoders
-    the query, what belongs to it and what does not. Of plain text, which is compared whole, nothing.
+    the query, what belongs to it and what does not. Of plain text, which is compared whole,
+    nothing.
     """
     if "text" in row:
         return "", "", ""
