@@ -264,6 +264,78 @@ def test_leaks_are_errors_with_their_rows(
         build(home, sources, decontaminate={**against, "accept": ["judge.jsonl"]})
 
 
+def test_an_accepted_leak_hides_no_other(home: Home, tmp_path: Path) -> None:
+    sources = plant(tmp_path, QUESTIONS)
+    judged = (tmp_path / "judged.jsonl").read_text()
+    (tmp_path / "b.jsonl").write_text(judged)
+    # A row that holds a longer item of the accepted set, and a shorter one of the other.
+    (tmp_path / "c.jsonl").write_text(json.dumps({"question": "He was never seen without it."}))
+    row = talk(QUESTIONS[0], "Nobody knows, but he was never seen without it.")
+    both = {"path": str(write_lines(tmp_path / "both.jsonl", [row]))}
+    for others, used in ((["b.jsonl"], sources), (["c.jsonl"], [both])):
+        for order in (1, -1):
+            files = [str(tmp_path / name) for name in ["judged.jsonl", *others][::order]]
+            apart = {"against": files, "accept": ["judged.jsonl"]}
+            with pytest.raises(LeakError, match=rf"hold.*\n.*{others[0]}"):
+                build(home, used, decontaminate=apart)
+    everything = {**apart, "accept": ["judged.jsonl", "c.jsonl"]}
+    (kept,) = read_all(build(home, [both], split=0, decontaminate=everything))
+    assert "leak" in kept["provenance"]
+
+
+def test_leaks_are_found_in_all_that_a_model_sees(home: Home, tmp_path: Path) -> None:
+    plant(tmp_path, QUESTIONS)
+    against = {"against": [str(tmp_path / "judged.jsonl")]}
+    rows = [talk(f"What of the {n}th?", f"It is {n} indeed.") for n in range(2)]
+    rows[0]["messages"].insert(0, {"role": "system", "content": f"Hint. {QUESTIONS[0]}"})
+    rows[1]["messages"][-1]["reasoning_content"] = f"They ask: {QUESTIONS[1]}"
+    path = write_lines(tmp_path / "talks.jsonl", rows)
+    with pytest.raises(LeakError, match="2 rows hold"):
+        build(home, [{"path": str(path)}], decontaminate=against)
+    texts = {"query": "a query", "positive": "a text", "negatives": ["another", QUESTIONS[2]]}
+    path = write_lines(tmp_path / "texts.jsonl", [texts])
+    with pytest.raises(LeakError, match="1 row holds"):
+        build(home, [{"path": str(path)}], kind="contrastive", decontaminate=against)
+
+
+def test_reasoning_is_learned_and_looked_at(home: Home, tmp_path: Path) -> None:
+    rows = [talk("What is it?", "It is this.") for _ in range(3)]
+    rows[0]["messages"][-1]["reasoning_content"] = "One way to think of it."
+    rows[1]["messages"][-1]["reasoning_content"] = "Another way of finding out."
+    rows[2]["messages"][-1]["reasoning_content"] = "He wrote from bob@example.org at once."
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    assert removed(build(home, [{"path": str(path)}], split=0)) == {"redact": 1}
+
+
+def test_rules_that_change_are_asked_anew(home: Home, tmp_path: Path) -> None:
+    rows = [{"text": write_text(random.Random(n), 10 * (n + 1))} for n in range(6)]
+    path = write_lines(tmp_path / "t.jsonl", rows)
+    table = tmp_path / "mine.yaml"
+
+    def count(least: int, stop: bool) -> int:
+        table.write_text(
+            f"title: Mine\nrules:\n  - {{name: words, measure: words, least: {least}}}\n"
+        )
+
+        def end(step: Any) -> None:
+            if stop and step.step == "exact duplicates":
+                raise DataError("stopped")
+
+        recipe = {
+            "kind": "text", "sources": [{"path": str(path)}], "split": 0,
+            "clean": {"quality": [str(table)]},
+        }  # fmt: skip
+        return build_data(recipe, "made", home=home, on_progress=end).count()
+
+    with pytest.raises(DataError, match="stopped"):
+        count(35, stop=True)
+    assert count(15, stop=False) == 5
+    rules = open_set(home.datasets, "made").manifest["rules"]
+    assert list(rules) == [str(table)]
+    assert count(15, stop=False) == 5
+    assert open_set(home.datasets, "made").manifest["rules"] == rules
+
+
 def test_questions_that_share_a_phrase_are_no_leak(home: Home, tmp_path: Path) -> None:
     other = [
         "Which river flows through the old town of Ljubljana before it reaches the Sava?",
@@ -410,11 +482,13 @@ def test_personal_data_are_replaced_and_no_target(home: Home, tmp_path: Path) ->
         talk("Write to ann@example.org please, soon enough.", "I will do so at once."),
         talk("What is your address, my friend?", "It is bob@example.org, of course."),
     ]
+    rows[0]["messages"][0]["name"] = "ann@example.org"
     path = write_lines(tmp_path / "rows.jsonl", rows)
     built = build(home, [{"path": str(path)}], split=0)
     (row,) = read_all(built)
     assert "<EMAIL_" in row["messages"][0]["content"]
-    assert row["provenance"]["changed"] == {"redact": {"EMAIL": 1}}
+    assert row["messages"][0]["name"].startswith("<EMAIL_")
+    assert row["provenance"]["changed"] == {"redact": {"EMAIL": 2}}
     assert removed(built) == {"redact": 1}
     everything = b"".join(file.read_bytes() for file in built.folder.iterdir())
     assert b"example.org" not in everything

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from tests.curate.made import talk
+from thrifty.curate.history import read_name, read_time
 from thrifty.curate.recipe import Fields
 from thrifty.curate.shapes import REASONS, Misshapen, make_row
 
@@ -47,6 +49,28 @@ def test_shapes_are_told_by_their_fields(
     assert shape(record, kind) == row
 
 
+@pytest.mark.parametrize(
+    ("label", "liked"),
+    [("0", False), ("1", True), (" True", True), ("FALSE", False), (1.0, True), (0.0, False), (0, False)],
+)  # fmt: skip
+def test_labels_of_csv_and_parquet_are_read(label: Any, liked: bool) -> None:
+    assert shape({"prompt": "q", "completion": "a", "label": label}, "kto")["label"] is liked
+
+
+def test_a_judged_row_without_a_label_says_so() -> None:
+    with pytest.raises(Misshapen, match="no_label"):
+        make_row({"prompt": "q", "completion": "a"}, "sft", "judged", Fields())
+
+
+def test_times_and_names_are_read_as_files_have_them() -> None:
+    for given in (1700000000, 1.7e9, "1700000000", "1.7e9", "2023-11-14T22:13:20+00:00"):
+        assert read_time(given) == 1.7e9
+    for wrong in ("soon", "nan", "", True, None, math.inf, [1]):
+        assert math.isnan(read_time(wrong))
+    assert [read_name(one) for one in ("17", 17, 17.0)] == ["17"] * 3
+    assert [read_name(one) for one in ("", None, True, 1.5, math.nan, ["a"])] == [None] * 6
+
+
 def test_fields_may_have_other_names() -> None:
     assert shape({"body": "words"}, "text", text="body") == {"text": "words"}
     assert shape({"frage": "q", "antwort": "a"}, prompt="frage", answer="antwort") == {
@@ -73,7 +97,8 @@ def test_tools_in_their_several_forms() -> None:
     # Arrow fills in what other rows have.
     filled = {"name": "add", "arguments": {"x": 1, "y": None}}
     sparse = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": filled}]}
-    assert shape({"messages": [Q, sparse, told, A]})["messages"][1]["tool_calls"] == [CALL]
+    row = shape({"messages": [Q, sparse, told, A], "tools": [TOOL]})
+    assert row["messages"][1]["tool_calls"] == [CALL]
 
 
 def call(arguments: Any, name: str = "add") -> dict[str, Any]:
@@ -106,6 +131,14 @@ def call(arguments: Any, name: str = "add") -> dict[str, Any]:
         ({"messages": [Q, call("{"), A]}, "sft", "bad_call"),
         ({"messages": [Q, call("[1]")]}, "sft", "bad_call"),
         ({"messages": [Q, call("{}", "sub")], "tools": [TOOL]}, "sft", "unknown_tool"),
+        ({"messages": [Q, call("{}")]}, "sft", "no_tools"),
+        ({"messages": [Q, A], "label": "0"}, "sft", "not_liked"),
+        ({"messages": [Q, A], "label": None}, "sft", "no_label"),
+        ({"messages": [Q, A], "label": "sports"}, "sft", "bad_label"),
+        ({"messages": [Q, A], "label": -1}, "kto", "bad_label"),
+        ({"messages": [Q, A], "label": 0.5}, "kto", "bad_label"),
+        ({"messages": [Q, A], "label": float("nan")}, "kto", "no_label"),
+        ({"messages": [Q, A], "label": [1]}, "kto", "bad_label"),
         ({"messages": [Q, {"role": "tool", "content": "2"}, A]}, "sft", "no_call"),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ from thrifty.curate.evaluation_sets import EvaluationSet, digest_sets, find_eval
 from thrifty.curate.leaks import make_index, save_index
 from thrifty.curate.piece import STAGES, Settings
 from thrifty.curate.publish import Outcome, write_set
+from thrifty.curate.quality import digest_table
 from thrifty.curate.ray_pieces import make_pieces_on_ray
 from thrifty.curate.recipe import Recipe, load_recipe, parse_recipe
 from thrifty.curate.request_log import write_snapshot
@@ -87,6 +88,8 @@ class _Plan:
     pieces: list[Piece]
     tokenizer: dict[str, str] | None
     sets: list[EvaluationSet]
+    rules: dict[str, str]
+    """The SHA-256 of each table of rules of quality."""
 
 
 def build_data(
@@ -119,7 +122,7 @@ def build_data(
         )
         built = write_set(
             plan.recipe, name, home.datasets, plan.work, rows, outcome, plan.files, plan.tokenizer,
-            plan.sets, on_progress,
+            plan.sets, plan.rules, on_progress,
         )  # fmt: skip
     shutil.rmtree(plan.work, ignore_errors=True)
     return built
@@ -200,6 +203,7 @@ def _make_plan(
 ) -> _Plan:  # fmt: skip
     on_progress(Progress("check", 0, 0, "files"))
     sets = find_evaluation_sets(home, store, recipe, folder, on_progress)
+    rules = {name: digest_table(name, folder) for name in recipe.clean.quality}
     files: list[SourceFile] = []
     for number, source in enumerate(recipe.sources):
         if source.path is not None:
@@ -208,7 +212,7 @@ def _make_plan(
             path = fetch_set(source.set, home.data, store, on_progress)
             files.append(describe_file(path, source, number))
     with _tokenizer_of(recipe, home, store, on_progress) as (tokenizer, tokenizer_folder):
-        key = _digest(recipe, files, tokenizer, sets)
+        key = _digest(recipe, files, tokenizer, sets, rules)
         work = home.datasets / ".work" / f"{name}-{key[:16]}"
         for other in work.parent.glob(f"{name}-{'[0-9a-f]' * 16}"):
             if other != work or restart:
@@ -219,7 +223,7 @@ def _make_plan(
             # A file that was written anew with the same bytes has another time.
             now = {(one.source, one.path): one for one in files}
             same = [now.get((one.source, one.path), one) for one in old_files]
-            return _Plan(recipe, name, folder, work, same, pieces, tokenizer, sets)
+            return _Plan(recipe, name, folder, work, same, pieces, tokenizer, sets, rules)
         make_private_folder(work)
         if tokenizer_folder is not None:
             shutil.copytree(tokenizer_folder, work / "tokenizer", dirs_exist_ok=True)
@@ -236,7 +240,7 @@ def _make_plan(
     part = known.with_suffix(".part")
     part.write_text(write_plan(files, pieces), encoding="utf-8")
     part.rename(known)
-    return _Plan(recipe, name, folder, work, files, pieces, tokenizer, sets)
+    return _Plan(recipe, name, folder, work, files, pieces, tokenizer, sets, rules)
 
 
 def _check_formats(files: list[SourceFile]) -> None:
@@ -247,11 +251,11 @@ def _check_formats(files: list[SourceFile]) -> None:
 
 def _digest(
     recipe: Recipe, files: list[SourceFile], tokenizer: dict[str, str] | None,
-    sets: list[EvaluationSet],
+    sets: list[EvaluationSet], rules: dict[str, str],
 ) -> str:  # fmt: skip
     facts = [
         __version__, recipe.model_dump_json(), [[one.path, one.sha256] for one in files],
-        tokenizer, digest_sets(sets),
+        tokenizer, digest_sets(sets), rules,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -351,6 +355,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
     records = 0
     removed: dict[str, Counter[str]] = {}
     changed: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     redacted: Counter[str] = Counter()
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -361,6 +366,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
         for stage, counts in tally["removed"].items():
             removed.setdefault(stage, Counter()).update(counts)
         changed.update(tally["changed"])
+        unread.update(tally["unread"])
         languages.update(tally["languages"])
         redacted.update(tally["redacted"])
         for one in tally["samples"]:
@@ -371,7 +377,7 @@ def _sum_tallies(rows: Rows) -> tuple[Any, ...]:
         leaks += tally["leaks"]
     ordered = {stage: removed[stage] for stage in STAGES if stage in removed}
     flat = [one for held in samples.values() for one in held]
-    return records, ordered, changed, languages, redacted, flat, set_aside, leaks
+    return records, ordered, changed, unread, languages, redacted, flat, set_aside, leaks
 
 
 def _check_leaks(recipe: Recipe, leaks: list[dict[str, Any]]) -> None:
@@ -433,27 +439,31 @@ def _find_paraphrases(
 ) -> np.ndarray[Any, Any]:  # fmt: skip
     apart = plan.recipe.decontaminate
     assert apart is not None
-    items = [item for one in plan.sets for item in one.read()]
-    meant = embed_texts(embedder, [item.text for item in items])
     begins, lengths = rows.column("begin"), rows.column("bytes")
-    kept = alive.copy()
-    count = 0
-    for row, item in find_meant(vectors, len(rows), meant, apart.similarity):
-        if not alive[row]:
+    left = alive.copy()
+    seen = np.zeros(len(rows), np.bool_)
+    # An item that is accepted may be the nearest one, and hide another.
+    for accepted in (False, True):
+        sets = [one for one in plan.sets if (one.name in apart.accept) == accepted]
+        items = [item for one in sets for item in one.read()]
+        if not items:
             continue
-        where = rows.read_row(row, int(begins[row]), int(lengths[row]))["provenance"]
-        if "leak" in where:
-            continue
-        accepted = items[item].set in apart.accept
-        outcome.leaks.append({
-            "set": items[item].set, "where": items[item].where, "rule": "embedding",
-            "accepted": accepted, "path": where["path"], "line": where["line"],
-        })  # fmt: skip
-        kept[row] = accepted
-        count += not accepted
+        meant = embed_texts(embedder, [item.text for item in items])
+        for row, item in find_meant(vectors, len(rows), meant, apart.similarity):
+            if not alive[row] or seen[row]:
+                continue
+            where = rows.read_row(row, int(begins[row]), int(lengths[row]))["provenance"]
+            if accepted and "leak" in where:
+                continue  # it is noted, and stays
+            seen[row] = True
+            left[row] = accepted
+            outcome.leaks.append({
+                "set": items[item].set, "where": items[item].where, "rule": "embedding",
+                "accepted": accepted, "path": where["path"], "line": where["line"],
+            })  # fmt: skip
     _check_leaks(plan.recipe, outcome.leaks)
-    outcome.remove("leaks", "embedding", count)
-    return kept
+    outcome.remove("leaks", "embedding", int(alive.sum() - left.sum()))
+    return left
 
 
 def describe_outcome(built: BuiltSet) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Rows that say the same: the first of them stays, exactly or nearly.
 
 A near-duplicate shares a band of its MinHash signature with an earlier row, and both are then
-compared by all of their sequences, so that what is removed is as similar as was asked for. A row
-goes only for one that stays: chains of rows that resemble their neighbours do not collapse into
-one. Keys are sorted in parts of bounded size; what stays in memory are some bytes a row.
+compared by all of their sequences, so that what is removed is as similar as was asked for. What is
+asked last and each answer are compared by themselves as well: rows on one long passage, or with the
+same answers the other way round, teach different things. A row goes only for one that stays: chains
+of rows that resemble their neighbours do not collapse into one. Keys are sorted in parts of bounded
+size; what stays in memory are some tens of bytes a row.
 """
 
 from __future__ import annotations
@@ -53,10 +55,21 @@ def find_near(rows: Rows, alive: Alive, similarity: float) -> I64:
     if not len(later):
         return found
     begins, counts = rows.column("unique"), rows.column("unique_count")
+    part_begins, part_counts = rows.column("learned"), rows.column("learned_counts")
 
     @lru_cache(_HELD_ROWS)
     def read(row: int) -> npt.NDArray[np.uint32]:
         return rows.read_unique((rows.find_piece(row), int(begins[row]), int(counts[row])))
+
+    @lru_cache(_HELD_ROWS)
+    def read_parts(row: int) -> list[npt.NDArray[np.uint32]]:
+        place = (rows.find_piece(row), int(part_begins[row]), int(part_counts[row].sum()))
+        return np.split(rows.read_unique(place), np.cumsum(part_counts[row])[:-1])
+
+    def alike(first: npt.NDArray[np.uint32], second: npt.NDArray[np.uint32]) -> bool:
+        if not len(first) and not len(second):
+            return True
+        return measure_overlap(first, second) >= similarity
 
     # Ascending, so that whether the earlier row stays is known.
     for row, other in zip(later.tolist(), earlier.tolist(), strict=True):
@@ -65,7 +78,7 @@ def find_near(rows: Rows, alive: Alive, similarity: float) -> I64:
         few, many = sorted((counts[row], counts[other]))
         if few < similarity * many:
             continue  # no two sets of these sizes are that similar
-        if measure_overlap(read(row), read(other)) >= similarity:
+        if alike(read(row), read(other)) and all(map(alike, read_parts(row), read_parts(other))):
             found[row] = other
     return found
 

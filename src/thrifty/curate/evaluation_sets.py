@@ -57,8 +57,9 @@ def find_evaluation_sets(
     folder: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> list[EvaluationSet]:
-    """All registered evaluation sets, by their names. Those of Thrifty are fetched if the recipe
-    learns from a fetched set; else those that are here count. Raises `ThriftyError`.
+    """All registered evaluation sets, those whose leaks are accepted last. Those of Thrifty are
+    fetched if the recipe learns from a fetched set; else those that are here count. Raises
+    `ThriftyError`.
     """
     wanted = recipe.decontaminate
     if wanted is None:
@@ -88,7 +89,8 @@ def find_evaluation_sets(
         paths.setdefault(path, path.name)
     found += [EvaluationSet(name, path, digest_file(path)) for path, name in paths.items()]
     _check_accepted(recipe, found)
-    return found
+    # What two sets hold counts as the first one's, and may stay only if both are accepted.
+    return sorted(found, key=lambda one: one.name in wanted.accept)
 
 
 def _check_accepted(recipe: Recipe, found: list[EvaluationSet]) -> None:

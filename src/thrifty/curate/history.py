@@ -57,14 +57,31 @@ def _join(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str
 
 
 def read_time(value: Any) -> float:
-    """Seconds since 1970 of a number, a date or ISO 8601; NaN where it is none of them."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    """Seconds since 1970 of a number, a date or ISO 8601, also where a number is written as text,
+    as CSV has it; NaN where it is none of them.
+    """
     if isinstance(value, datetime):
         return value.timestamp()
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            return math.nan
-    return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        seconds = math.nan
+    if math.isfinite(seconds) or not isinstance(value, str):
+        return seconds if math.isfinite(seconds) else math.nan
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def read_name(value: Any) -> str | None:
+    """The name of a user or a conversation: text, or a whole number, which Parquet gives as a float
+    where a column has gaps. None where it is neither.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value) or None

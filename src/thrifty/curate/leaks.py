@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,9 @@ def _list_texts(record: dict[str, object]) -> Iterator[str]:
 
 
 def make_index(items: Iterable[Item]) -> LeakIndex:
-    """The index of all items. Holds their sequences in memory: some 40 bytes a word."""
+    """The index of all items. Of items that share a sequence of words, the first has it. Holds
+    their sequences in memory: some 40 bytes a word.
+    """
     sets: list[str] = []
     where: list[str] = []
     hashes: list[U64] = []
@@ -209,9 +211,20 @@ def _weigh_words(words: Words) -> tuple[U64, npt.NDArray[np.float64], I64]:
     return hashes, weights, starts
 
 
-def find_leaks(index: LeakIndex, words: Words) -> list[Leak]:
-    """The rows of a batch that hold an item, each once, in their order."""
+def find_leaks(
+    index: LeakIndex, words: Words, accepted: Collection[str] = frozenset()
+) -> list[Leak]:
+    """The rows of a batch that hold an item, each once, in their order. A row is told to hold an
+    item of the sets `accepted` only if it holds none of others, whose items come first in the
+    index.
+    """
     found: dict[int, Leak] = {}
+
+    def note(leak: Leak) -> None:
+        known = found.setdefault(leak.row, leak)
+        if index.sets[known.item] in accepted and index.sets[leak.item] not in accepted:
+            found[leak.row] = leak
+
     for size in sorted(index.sequences, reverse=True):
         values, items = index.sequences[size]
         if not len(values):
@@ -222,9 +235,9 @@ def find_leaks(index: LeakIndex, words: Words) -> list[Leak]:
         rows = np.searchsorted(starts, hits, side="right") - 1
         rule = "13 words" if size == SEQUENCE_WORDS else "whole"
         for row, item in zip(rows.tolist(), items[at[hits]].tolist(), strict=True):
-            found.setdefault(row, Leak(row, item, rule))
+            note(Leak(row, item, rule))
     for leak in _find_paraphrases(index, words):
-        found.setdefault(leak.row, leak)
+        note(leak)
     return [found[row] for row in sorted(found)]
 
 

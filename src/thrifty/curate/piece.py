@@ -1,14 +1,7 @@
 """One piece of a source on its way from records to rows: read, shaped, cleaned, judged, measured.
 
 What becomes of a piece depends on the piece and the settings alone, so that any number of
-processes, and a build that was interrupted, come to the same bytes. Written for each piece:
-
-    NNNNN.rows.jsonl    the rows that are kept so far, with their provenance
-    NNNNN.facts.npy     a record of `FACTS` for each of them
-    NNNNN.bands.u64     the keys of their bands: [bands, rows]
-    NNNNN.unique.u32    the sequences of each row, sorted, by which near-duplicates are verified
-    NNNNN.persons.u64   whose the rows are: [pairs, 2], the number of a row and a person's checksum
-    NNNNN.json          counts, samples and set-aside records; it is written last
+processes, and a build that was interrupted, come to the same bytes.
 """
 
 from __future__ import annotations
@@ -18,41 +11,37 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from thrifty.curate.clean import extract_article, find_language, make_cleaner
-from thrifty.curate.history import describe_history, list_entries, read_time
+from thrifty.curate.history import describe_history, list_entries, read_name, read_time
 from thrifty.curate.leaks import LeakIndex, find_leaks, load_index
+from thrifty.curate.piece_files import PieceFiles, Tally
 from thrifty.curate.quality import Table, judge_text, load_table
-from thrifty.curate.read import Broken, Record, encode, read_piece
-from thrifty.curate.recipe import Recipe
+from thrifty.curate.read import Broken, Record, read_piece
+from thrifty.curate.recipe import Fields, Recipe
 from thrifty.curate.shapes import REASONS, Misshapen, make_row
 from thrifty.curate.sketch import (
     Banding,
     Words,
     choose_banding,
     digest_words,
-    find_sequences,
     find_words,
     hash_text,
-    list_unique,
-    sign,
 )
 from thrifty.curate.sources import Piece, SourceFile
 from thrifty.curate.texts import (
     Row,
     change_all_texts,
     change_texts,
-    find_question,
     join_all,
     join_answers,
     join_compared,
+    join_shown,
 )
 from thrifty.data.token_lengths import list_conversations
 from thrifty.db.subjects import Subjects
@@ -62,18 +51,8 @@ from thrifty.observe.redact import Redactor, find_pseudonym
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
 
-FACTS = np.dtype([
-    ("digest", "<u8", 2), ("conversation", "<u8"), ("time", "<f8"), ("tokens", "<i4"),
-    ("language", "S8"), ("label", "i1"), ("source", "<i4"), ("begin", "<i8"),
-    ("bytes", "<i4"), ("unique", "<i8"), ("unique_count", "<i4"),
-])  # fmt: skip
-"""What later stages know of a row: checksums of its words, its groups, time (NaN: none) and length,
-and where its bytes and its sequences stand in the piece's files."""
-Facts = npt.NDArray[Any]
 BATCH_CHARS = 200_000
 BATCH_ROWS = 256
-SAMPLES = 3
-"""Samples of each reason in a piece."""
 SAMPLE_CHARS = 300
 MOST_SET_ASIDE = 1000
 
@@ -97,32 +76,6 @@ class Settings:
     """The folder of the tokenizer."""
     has_leaks: bool
     """Whether there is an index of evaluation items in `work`."""
-
-
-@dataclass
-class Tally:
-    """What happened in one piece."""
-
-    records: int = 0
-    removed: dict[str, Counter[str]] = field(default_factory=dict)
-    """By stage, by reason."""
-    changed: Counter[str] = field(default_factory=Counter)
-    """How many rows a step changed."""
-    languages: Counter[str] = field(default_factory=Counter)
-    redacted: Counter[str] = field(default_factory=Counter)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
-    leaks: list[dict[str, Any]] = field(default_factory=list)
-    rows: int = 0
-
-    def remove(self, stage: str, reason: str, excerpt: str, provenance: Record) -> None:
-        """Count a removed row, and keep the first few of each reason."""
-        counts = self.removed.setdefault(stage, Counter())
-        counts[reason] += 1
-        if counts[reason] <= SAMPLES:
-            self.samples.append(
-                {"stage": stage, "reason": reason, "text": excerpt, "provenance": dict(provenance)}
-            )
 
 
 class PieceMaker:
@@ -151,10 +104,10 @@ class PieceMaker:
     def make(self, file: SourceFile, piece: Piece) -> None:
         """Read one piece and write what is kept of it. Raises `DataError` and `OSError`."""
         tally = Tally()
-        out = _PieceFiles(self._work, piece.number, self._banding)
-        for batch in self._read_batches(file, piece, tally):
-            self._finish_batch(batch, out, tally)
-        out.close(tally)
+        with PieceFiles(self._work, piece.number, self._banding) as out:
+            for batch in self._read_batches(file, piece, tally):
+                self._finish_batch(batch, out, tally)
+            out.finish(tally)
 
     def _read_batches(
         self, file: SourceFile, piece: Piece, tally: Tally
@@ -188,7 +141,7 @@ class PieceMaker:
                 tally.set_aside.append({"path": path, "line": number, "reason": record.reason})
             return None
         provenance["sha256"] = hashlib.sha256(encode_record(record)).hexdigest()
-        known = self._describe(record, source.fields, provenance)
+        known = self._describe(record, source.fields, provenance, tally)
         known["source"] = file.source
         try:
             row = make_row(record, self._recipe.kind, source.shape, source.fields)
@@ -202,24 +155,35 @@ class PieceMaker:
         row["provenance"] = provenance
         return row, known
 
-    def _describe(self, record: Record, fields: Any, provenance: dict[str, Any]) -> dict[str, Any]:
+    def _describe(
+        self, record: Record, fields: Fields, provenance: dict[str, Any], tally: Tally
+    ) -> dict[str, Any]:
         """The groups and the time of a record; what it says of its history goes to `provenance`."""
         given = record.get("provenance")
         provenance |= describe_history(given)
-        user, conversation = record.get(fields.user), record.get(fields.conversation)
-        if isinstance(user, str | int) and not isinstance(user, bool) and user != "":
+        user, conversation = (
+            read_name(record.get(fields.user)),
+            read_name(record.get(fields.conversation)),
+        )
+        times = [record.get(fields.time), *(one.get("at") for one in list_entries(given))]
+        seconds = [read_time(time) for time in times]
+        for key, is_read in (
+            (fields.user, user is not None), (fields.conversation, conversation is not None),
+            (fields.time, not math.isnan(seconds[0])),
+        ):  # fmt: skip
+            if not is_read and record.get(key) not in (None, ""):
+                tally.unread[key] += 1
+        if user is not None:
             # The name itself stands nowhere: whoever forgets a person looks for the pseudonym.
-            name = self._subjects.name("", str(user))
+            name = self._subjects.name("", user)
             provenance["subjects"] = sorted({name, *provenance.get("subjects", ())}, key=str)
         known: dict[str, Any] = {
             "persons": [hash_text(str(name)) for name in provenance.get("subjects", ())],
             "conversation": 0,
         }
-        if isinstance(conversation, str | int) and conversation != "":
+        if conversation is not None:
             known["conversation"] = hash_text(f"{provenance['source']}\n{conversation}")
-        times = [record.get(fields.time), *(one.get("at") for one in list_entries(given))]
-        read = (time for time in map(read_time, times) if not math.isnan(time))
-        known["time"] = next(read, math.nan)
+        known["time"] = next((time for time in seconds if not math.isnan(time)), math.nan)
         return known
 
     def _excerpt(self, text: str) -> str:
@@ -307,13 +271,18 @@ class PieceMaker:
     # Measures
 
     def _finish_batch(
-        self, batch: list[tuple[Row, dict[str, Any]]], out: _PieceFiles, tally: Tally
+        self, batch: list[tuple[Row, dict[str, Any]]], out: PieceFiles, tally: Tally
     ) -> None:
-        words = find_words([join_compared(row) for row, _ in batch])
+        said = [join_compared(row) for row, _ in batch]
+        words = find_words(said)
         counts = np.diff(words.starts)
         leaking = {}
         if self._leaks is not None:
-            leaking = {leak.row: leak for leak in find_leaks(self._leaks, words)}
+            shown = [join_shown(row) for row, _ in batch]
+            read = words if shown == said else find_words(shown)
+            wanted = self._recipe.decontaminate
+            accepted = wanted.accept if wanted is not None else ()
+            leaking = {leak.row: leak for leak in find_leaks(self._leaks, read, accepted)}
         kept = []
         for number, (row, known) in enumerate(batch):
             tokens = count_tokens(row, self._tokenizer, int(counts[number]))
@@ -359,79 +328,6 @@ class PieceMaker:
             return True
         tally.remove("leaks", f"{set_}: {leak.rule}", join_compared(row)[:SAMPLE_CHARS], provenance)
         return False
-
-
-class _PieceFiles:
-    """The files of one piece, written under other names until they are whole."""
-
-    def __init__(self, work: Path, number: int, banding: Banding | None) -> None:
-        self._base = work / f"{number:05d}"
-        self._banding = banding
-        self._rows = (work / f"{number:05d}.rows.jsonl").open("wb")
-        self._unique = (work / f"{number:05d}.unique.u32").open("wb")
-        self._facts: list[Facts] = []
-        self._bands: list[npt.NDArray[np.uint64]] = []
-        self._persons: list[tuple[int, int]] = []
-        self._begin = self._unique_count = self._count = 0
-
-    def add(
-        self,
-        batch: list[tuple[Row, dict[str, Any]]],
-        digests: npt.NDArray[np.uint64],
-        words: Words,
-        recipe: Recipe,
-        tally: Tally,
-    ) -> None:
-        """Write the rows of a batch. Raises `OSError`."""
-        facts = np.zeros(len(batch), FACTS)
-        facts["digest"] = digests
-        for number, (row, known) in enumerate(batch):
-            provenance = row["provenance"]
-            provenance["tokens" if recipe.length.tokenizer else "words"] = known["tokens"]
-            line = encode(row)
-            question = find_question(row) or join_compared(row)
-            facts[number]["conversation"] = known["conversation"] or hash_text(question)
-            self._persons += [(self._count + number, one) for one in known["persons"]]
-            facts[number]["time"] = known["time"]
-            facts[number]["tokens"] = known["tokens"]
-            facts[number]["source"] = known["source"]
-            facts[number]["language"] = provenance.get("language", "").encode()[:8]
-            facts[number]["label"] = row.get("label", False)
-            facts[number]["begin"], facts[number]["bytes"] = self._begin, len(line)
-            self._rows.write(line)
-            self._begin += len(line)
-        if self._banding is not None:
-            near = recipe.deduplicate.near
-            assert near is not None
-            sequences, starts = find_sequences(words, near.words)
-            keys = sign(sequences, starts, self._banding)
-            # Answers with other labels are no duplicates, whatever they say.
-            self._bands.append(keys + (facts["label"] > 0).astype(np.uint64))
-            unique, unique_starts = list_unique(sequences, starts)
-            facts["unique"] = self._unique_count + unique_starts[:-1]
-            facts["unique_count"] = np.diff(unique_starts)
-            self._unique.write(unique.tobytes())
-            self._unique_count += len(unique)
-        self._facts.append(facts)
-        self._count += len(batch)
-        tally.rows += len(batch)
-
-    def close(self, tally: Tally) -> None:
-        """Write the rest; the piece is whole once its counts are there. Raises `OSError`."""
-        self._rows.close()
-        self._unique.close()
-        facts = np.concatenate(self._facts) if self._facts else np.zeros(0, FACTS)
-        self._base.with_suffix(".persons.u64").write_bytes(
-            np.array(self._persons, np.uint64).tobytes()
-        )
-        np.save(self._base.with_suffix(".facts.npy"), facts, allow_pickle=False)
-        if self._bands:
-            self._base.with_suffix(".bands.u64").write_bytes(
-                np.concatenate(self._bands, axis=1).tobytes()
-            )
-        done = self._base.with_suffix(".json.part")
-        done.write_bytes(msgspec.json.encode(vars(tally)))
-        done.rename(self._base.with_suffix(".json"))
 
 
 def count_tokens(row: Row, tokenizer: TextTokenizer | None, words: int) -> int | None:

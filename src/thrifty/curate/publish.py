@@ -51,6 +51,8 @@ class Outcome:
     removed: dict[str, Counter[str]]
     """By stage, by reason."""
     changed: Counter[str]
+    unread: Counter[str]
+    """Users, conversations and times that are not read, by their field."""
     languages: Counter[str]
     redacted: Counter[str]
     samples: list[dict[str, Any]]
@@ -86,6 +88,7 @@ def write_set(
     files: Sequence[SourceFile],
     tokenizer: dict[str, str] | None,
     sets: Sequence[EvaluationSet],
+    rules: dict[str, str],
     on_progress: OnProgress,
 ) -> BuiltSet:
     """Write the rows that stay and publish them. Raises `OSError`."""
@@ -112,7 +115,7 @@ def write_set(
         "built_s": round(time.time(), 3), "thrifty": __version__, "tokenizer": tokenizer,
         "pack": recipe.pack, "files": [vars(one) for one in written], "sources": sources,
         "apart_from": [{"set": one.name, "sha256": one.sha256} for one in sets],
-        "recipe": json.loads(recipe.model_dump_json()),
+        "recipe": json.loads(recipe.model_dump_json()), "rules": rules,
         "augment": None if recipe.augment is None else recipe.augment.for_training(),
     }  # fmt: skip
     known = _find_same(datasets, name, manifest)
@@ -138,8 +141,9 @@ def _find_same(datasets: Path, name: str, manifest: dict[str, Any]) -> BuiltSet 
     if not list_versions(datasets, name):
         return None
     newest = open_set(datasets, name)
-    facts = ("files", "recipe", "tokenizer", "kind")
-    return newest if all(newest.manifest.get(key) == manifest[key] for key in facts) else None
+    before = {"rules": {}, **newest.manifest}  # older ones do not tell
+    facts = ("files", "recipe", "rules", "tokenizer", "kind")
+    return newest if all(before.get(key) == manifest[key] for key in facts) else None
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -259,6 +263,7 @@ def make_report(
         "made": outcome.made.as_dict() if outcome.made.model else None,
         "removed": {stage: dict(counts.most_common()) for stage, counts in outcome.removed.items()},
         "stages": stages, "changed": dict(outcome.changed.most_common()),
+        "unread": dict(outcome.unread.most_common()),
         "redacted": dict(outcome.redacted.most_common()),
         "languages": dict(outcome.languages.most_common()),
         "sources": {

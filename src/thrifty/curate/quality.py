@@ -9,6 +9,7 @@ sequences of words are those of `sketch`, without marks.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from thrifty.curate.sketch import I64, U64, Words, find_sequences, find_words
+from thrifty.data.built import digest_file
 from thrifty.errors import DataError, Problem, SpecError
 from thrifty.spec.yaml_file import read_spec_file, read_spec_text
 
@@ -204,18 +206,37 @@ MEASURES: dict[str, Measure] = {
 
 def load_table(name: str, folder: Path) -> Table:
     """One of `TABLES`, or the file of a name relative to `folder`. Raises `SpecError`."""
-    if name in TABLES:
-        text = files("thrifty.curate").joinpath("rules", f"{name}.yaml").read_text("utf-8")
-        data, lines, problems = read_spec_text(text, name)
+    path = _find_table(name, folder)
+    if path is None:
+        data, lines, problems = read_spec_text(_read_own(name), name)
         return _parse_table(data, name, lines, problems)
+    data, lines, problems = read_spec_file(path)
+    return _parse_table(data, str(path), lines, problems)
+
+
+def digest_table(name: str, folder: Path) -> str:
+    """The SHA-256 of a table's text, which tells of other rules. Raises `DataError`."""
+    path = _find_table(name, folder)
+    if path is not None:
+        return digest_file(path)
+    return hashlib.sha256(_read_own(name).encode()).hexdigest()
+
+
+def _find_table(name: str, folder: Path) -> Path | None:
+    """The file of a table that is none of `TABLES`. Raises `DataError`."""
+    if name in TABLES:
+        return None
     path = Path(name).expanduser()
     path = path if path.is_absolute() else folder / path
     if not path.is_file():
         raise DataError(
             f"{name!r} is neither a table of rules ({', '.join(TABLES)}) nor a file ({path})"
         )
-    data, lines, problems = read_spec_file(path)
-    return _parse_table(data, str(path), lines, problems)
+    return path
+
+
+def _read_own(name: str) -> str:
+    return files("thrifty.curate").joinpath("rules", f"{name}.yaml").read_text("utf-8")
 
 
 def _parse_table(

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from thrifty.curate.needs import need
-from thrifty.curate.sources import Piece, SourceFile
+from thrifty.curate.sources import READ_FAULTS, Piece, SourceFile
 from thrifty.errors import DataError
 
 MAX_RECORD_BYTES = 64_000_000
@@ -50,8 +50,7 @@ def read_piece(file: SourceFile, piece: Piece) -> Iterator[Found]:
             yield from _read_parquet(path, piece)
         else:
             yield from _read_arrow(path)
-    except OSError as error:
-        # pyarrow's errors are OSErrors, too.
+    except READ_FAULTS as error:
         raise DataError(f"{path} cannot be read as {file.format}: {error}") from None
 
 
@@ -124,8 +123,11 @@ def _read_json(path: Path) -> Iterator[Found]:
                     max(_READ_CHARS, len(held))
                 )  # fmt: skip
                 if not more:
-                    yield number, Broken("not JSON; all behind it is lost")
-                    return
+                    raise DataError(
+                        f"{path} is damaged, or ends too early, at its record {number}: what comes "
+                        "behind cannot be told apart. Mend it, or write a record a line (.jsonl), of "
+                        "which only broken ones are set aside"
+                    ) from None
                 held += more
                 continue
             held = held[end:]
@@ -154,6 +156,11 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Found]:
             except StopIteration:
                 return
             except csv.Error as error:
+                if "unexpected end" in str(error):
+                    raise DataError(
+                        f"{path}: a quote that opens in record {number} is never closed, so that all "
+                        "behind it would be one field; close it"
+                    ) from None
                 yield number, Broken(f"not CSV: {error}")
                 number += 1
                 continue
@@ -168,32 +175,42 @@ def _read_parquet(path: Path, piece: Piece) -> Iterator[Found]:
     file = need("pyarrow.parquet").ParquetFile(path, memory_map=False)
     number = piece.first
     for batch in file.iter_batches(BATCH_ROWS, row_groups=range(piece.begin, piece.end)):
-        for row in batch.to_pylist():
+        for row in _list_rows(batch):
             yield number, row
             number += 1
 
 
+def _list_rows(batch: Any) -> Iterator[Record | Broken]:
+    """The rows of a batch of Arrow. Its texts are not checked before they are decoded."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for at in range(batch.num_rows):
+        try:
+            yield batch.slice(at, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            yield Broken("not UTF-8")
+
+
 def _read_arrow(path: Path) -> Iterator[Found]:
     """A file of Arrow IPC: the stream that `datasets` saves, or the form with a footer."""
-    arrow = need("pyarrow")
     ipc = need("pyarrow.ipc")
     number = 1
     with path.open("rb") as source:
         magic = source.read(6)
         source.seek(0)
-        try:
-            if magic == b"ARROW1":
-                reader = ipc.open_file(source)
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                batches = iter(ipc.open_stream(source))
-            for whole in batches:
-                for start in range(0, whole.num_rows, BATCH_ROWS):
-                    for row in whole.slice(start, BATCH_ROWS).to_pylist():
-                        yield number, row
-                        number += 1
-        except arrow.ArrowInvalid as error:
-            raise DataError(f"{path} cannot be read as arrow: {error}") from None
+        if magic == b"ARROW1":
+            reader = ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            batches = iter(ipc.open_stream(source))
+        for whole in batches:
+            for start in range(0, whole.num_rows, BATCH_ROWS):
+                for row in _list_rows(whole.slice(start, BATCH_ROWS)):
+                    yield number, row
+                    number += 1
 
 
 def encode(value: Any) -> bytes:

@@ -67,8 +67,9 @@ def _make_plots(report: dict[str, Any]) -> list[dict[str, Any]]:
     for title, key in (
         ("Languages of what was read", "languages"), ("Personal data replaced", "redacted"),
         ("Rows changed", "changed"), ("Labels", "labels"),
+        ("Users, conversations and times that are not read", "unread"),
     ):  # fmt: skip
-        if report[key]:
+        if report.get(key):
             plots.append(_draw_bars(title, list(report[key].items())[:15]))
     for stage in report["stages"]:
         if len(stage["reasons"]) > 1:

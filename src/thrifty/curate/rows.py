@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.curate.piece import FACTS, Facts
+from thrifty.curate.piece_files import FACTS, Facts
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]

@@ -29,6 +29,7 @@ REASONS = {
     "not_text": "holds parts that are not text",
     "no_pair": "is no pair of a chosen and a rejected answer",
     "no_label": "has no label",
+    "bad_label": "has a label other than true and false, 1 and 0",
     "no_answer": "does not end with an answer",
     "no_question": "holds nothing that a user says",
     "not_liked": "is labelled as disliked",
@@ -40,6 +41,7 @@ REASONS = {
     "bad_template": "has chat_template_kwargs that are no object",
     "bad_call": "has a call whose arguments are not a JSON object",
     "unknown_tool": "calls a tool that it does not define",
+    "no_tools": "calls tools and defines none",
     "no_call": "has a tool's answer without its call",
     "same_answers": "has a chosen answer that equals the rejected one",
     "same_texts": "has two texts that are equal",
@@ -49,6 +51,9 @@ _ROLES = {
     "assistant": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
     "tool_response": "tool",
+}  # fmt: skip
+_LABELS = {
+    "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False,
 }  # fmt: skip
 _PROMPTS = ("prompt", "question", "query")
 _ANSWERS = ("completion", "response", "answer", "output")
@@ -71,13 +76,12 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
             raise Misshapen("no_pair")
         row = _make_pair(record, fields)
     elif kind == "kto":
-        if not isinstance(record.get("label"), bool | int):
-            raise Misshapen("no_label")
+        liked = read_label(record.get("label"))
         messages = _make_messages(record, shape, fields)
         _require_answer(messages)
-        row = {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(record["label"])}
+        row = {"prompt": messages[:-1], "completion": messages[-1:], "label": liked}
     else:
-        if shape == "judged" and not record["label"]:
+        if shape == "judged" and not read_label(record.get("label")):
             raise Misshapen("not_liked")
         row = {"messages": _make_messages(record, shape, fields)}
         _require_answer(row["messages"])
@@ -92,6 +96,18 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     for messages in _list_conversations(row):
         _check_conversation(messages, tools)
     return row
+
+
+def read_label(value: Any) -> bool:
+    """Whether an answer was liked: true or false, 1 or 0, also as a float, as Parquet may have
+    them, or as text, as CSV has them. Raises `Misshapen`.
+    """
+    if value is None or value == "" or value != value:
+        raise Misshapen("no_label")
+    found = _LABELS.get(value.strip().lower() if isinstance(value, str) else str(value).lower())
+    if found is None:
+        raise Misshapen("bad_label")
+    return found
 
 
 def _make_texts(record: Record) -> Row:
@@ -357,7 +373,10 @@ def _check_conversation(messages: list[Message], tools: list[Message]) -> None:
         _check_turn(before, role)
         if calls and (role != "assistant"):
             raise Misshapen("bad_call")
-        if known and any(call["function"]["name"] not in known for call in calls):
+        if calls and not known:
+            # A server tells the model of the tools that it may call; no model sees such a prompt.
+            raise Misshapen("no_tools")
+        if any(call["function"]["name"] not in known for call in calls):
             raise Misshapen("unknown_tool")
         if role == "tool" and not called:
             raise Misshapen("no_call")

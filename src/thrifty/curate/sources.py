@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,21 @@ from thrifty.errors import DataError
 PIECE_BYTES = 8_000_000
 LINES = ("jsonl", "text")
 """Formats of which any line can be the first of a piece."""
+READ_FAULTS = (OSError, ValueError, TypeError, LookupError, NotImplementedError, OverflowError)
+"""What pyarrow raises for files that are damaged or that it does not know."""
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".arrow": "arrow", ".txt": "text", ".md": "text",
 }  # fmt: skip
 _OF_FOLDERS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
-"""What Hugging Face's `datasets` writes beside the data."""
+"""What Hugging Face's `datasets` writes beside the data; `cache-*.arrow` are what `map` keeps."""
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_SPLITS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation",
+    "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
+    "evaluation": "test",
+}  # fmt: skip
+"""The words by which Hugging Face tells splits apart."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def find_files(source: Source, number: int, folder: Path) -> list[SourceFile]:
         base = Path(path.anchor)
         paths = sorted(one for one in base.glob(str(path.relative_to(base))) if one.is_file())
     elif path.is_dir():
-        paths = sorted(one for one in path.rglob("*") if _is_data(one, path))
+        paths = _leave_out_splits(sorted(p for p in path.rglob("*") if _is_data(p, path)), path)
     else:
         paths = [path]
     if not paths:
@@ -82,12 +93,38 @@ def find_files(source: Source, number: int, folder: Path) -> list[SourceFile]:
 
 def _is_data(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    known = path.suffix.lower() in SUFFIXES and path.name not in _OF_FOLDERS
-    return known and not hidden and path.suffix != ".md" and path.is_file()
+    known = path.suffix.lower() in SUFFIXES or _is_packed(path)
+    beside = path.name in _OF_FOLDERS or fnmatch(path.name, "cache-*.arrow")
+    return known and not beside and not hidden and path.suffix != ".md" and path.is_file()
+
+
+def _is_packed(path: Path) -> bool:
+    inner = Path(path.stem).suffix.lower()
+    return path.suffix.lower() in _PACKED and inner in SUFFIXES and inner != ".md"
+
+
+def _leave_out_splits(paths: list[Path], folder: Path) -> list[Path]:
+    """Of a folder with the split `train` those files that are of no other split: what a data set
+    holds out itself is not learned. A file's split stands in its name, or in that of a folder.
+    """
+    splits = [_find_split(one.relative_to(folder)) for one in paths]
+    if "train" not in splits:
+        return paths
+    return [one for one, split in zip(paths, splits, strict=True) if split in ("train", None)]
+
+
+def _find_split(path: Path) -> str | None:
+    for part in path.parts:
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return None
 
 
 def describe_file(path: Path, source: Source, number: int) -> SourceFile:
     """What a file is now. Raises `DataError`."""
+    if _is_packed(path):
+        raise DataError(f"{path} is compressed, which is not read; unpack it, and name {path.stem}")
     form = source.format if source.format != "auto" else SUFFIXES.get(path.suffix.lower())
     if form is None:
         raise DataError(
@@ -131,7 +168,11 @@ def _cut(file: SourceFile, piece_bytes: int) -> Iterator[tuple[int, int, int]]:
     if file.format in LINES:
         yield from _cut_lines(Path(file.path), file.bytes, piece_bytes)
     elif file.format == "parquet":
-        groups, first = need("pyarrow.parquet").ParquetFile(file.path).metadata, 1
+        parquet, first = need("pyarrow.parquet"), 1
+        try:
+            groups = parquet.ParquetFile(file.path).metadata
+        except READ_FAULTS as error:
+            raise DataError(f"{file.path} cannot be read as parquet: {error}") from None
         for group in range(groups.num_row_groups):
             yield group, group + 1, first
             first += groups.row_group(group).num_rows
@@ -147,8 +188,10 @@ def _cut_lines(path: Path, size: int, piece_bytes: int) -> Iterator[tuple[int, i
             file.seek(begin)
             count = file.read(end - begin).count(b"\n")
             if end < size:
-                rest = file.readline()
-                end += len(rest)
+                rest = b" "
+                while rest and not rest.endswith(b"\n"):
+                    rest = file.readline(piece_bytes)  # a line may be longer than memory
+                    end += len(rest)
                 count += rest.endswith(b"\n")
             yield begin, end, line
             begin, line = end, line + count

@@ -42,13 +42,13 @@ def make_pieces(
     todo: queue.SimpleQueue[Piece] = queue.SimpleQueue()
     for piece in pieces:
         todo.put(piece)
-    faults: list[ThriftyError] = []
+    faults: list[Exception] = []
     lock = threading.Lock()
 
     def drive() -> None:
         try:
             _drive(settings, secrets, files, todo, faults, lock, on_piece)
-        except ThriftyError as error:
+        except Exception as error:
             faults.append(error)
 
     threads = [threading.Thread(target=drive) for _ in range(min(workers, len(pieces)))]
@@ -70,6 +70,13 @@ def make_piece(maker: PieceMaker, file: SourceFile, piece: Piece) -> None:
         # A file that was cut off meanwhile cannot be read; that it changed says more.
         check_unchanged(file)
         raise
+    except ThriftyError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{file.path}, piece {piece.number}, cannot be built: {type(error).__name__}: {error}; "
+            "this is a fault of Thrifty, so please report it. To go on, leave the file out"
+        ) from error
     check_unchanged(file)
 
 
@@ -87,7 +94,7 @@ def _drive(
     secrets: tuple[bytes, bytes],
     files: Sequence[SourceFile],
     todo: queue.SimpleQueue[Piece],
-    faults: list[ThriftyError],
+    faults: list[Exception],
     lock: threading.Lock,
     on_piece: OnPiece,
 ) -> None:
