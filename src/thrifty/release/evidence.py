@@ -44,7 +44,8 @@ BLOCK_S = 15.0
 """Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
 NOTHING_WORSE = "nothing worse"
-"""Of a release that guards alone decide: they could have told, and none did."""
+"""Of a release that guards alone decide: times, cost and scores rule out a loss beyond what is tolerated
+and the margin, and nothing is worse."""
 SIGNS = {ACCEPTANCE: 1.0, RATED: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
 ABSOLUTE = (ACCEPTANCE, RATED)
