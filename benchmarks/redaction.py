@@ -24,7 +24,8 @@ from typing import Any
 
 from common import ROOT, finish, parse_arguments, peer_environment, say, version_of
 from thrifty.observe.names.finder import MODEL, NameFinder
-from thrifty.observe.redact import Kind, Redactor
+from thrifty.observe.pseudonyms import Kind
+from thrifty.observe.redact import Redactor
 
 BARS = {"recall": 0.99, "precision": 0.98, "speed": 20_000.0}
 NAMES_BAR = 0.85

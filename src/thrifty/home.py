@@ -48,7 +48,7 @@ class Home:
 
     def listeners_of(self, gateway_id: str) -> Path:
         """Where a gateway worker offers its listening sockets to the next controller."""
-        return self.run / f"{gateway_id}.sock"
+        return self.run / f"listeners-{gateway_id}.sock"
 
     @property
     def logs(self) -> Path:

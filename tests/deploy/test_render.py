@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,8 +15,10 @@ from tests.deploy.golden import CASES, FOLDER, render_case
 from tests.deploy.specs import (
     AZURE,
     ECHO,
+    FLEET,
     IMAGE,
     ONE_MODEL,
+    RAY,
     SEVERAL,
     TWO_VERSIONS,
     make_request,
@@ -334,6 +338,58 @@ def test_what_a_remote_may_need_can_be_left_out_where_the_platform_allows_that()
     task = yaml.safe_load(render("skypilot", spec)["task.yaml"])
     assert task["secrets"]["HF_TOKEN"] == ""
     assert 'test -n "$HF_TOKEN" || unset HF_TOKEN' in task["run"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["compose", "cloudrun", "knative", "fargate", "containerapps", "skypilot", "kubernetes", "ray"],
+)
+def test_a_key_that_is_a_hubs_token_is_given_once_and_must_be_there(target: str) -> None:
+    remote = {"kind": "remote", "urls": ["https://router.example.com/v1"], "key_env": "HF_TOKEN"}
+    versions = [
+        {"label": "own", "model": "hf:org/gated", "weight": 1},
+        {"label": "theirs", "model": "org/gated", "engine": remote, "weight": 1},
+    ]
+    fleet = {"kubernetes": FLEET["fleet"], "ray": RAY["fleet"]}.get(target)
+    spec = {"name": "chat", "versions": versions, **({"fleet": fleet} if fleet else {})}
+    files = render(target, spec, **(AZURE if target == "containerapps" else {}))
+    if target == "fargate":
+        template = yaml.safe_load(files["template.yaml"])
+        task = template["Resources"]["Task"]["Properties"]["ContainerDefinitions"][0]
+        assert [one["Name"] for one in task["Secrets"]].count("HF_TOKEN") == 1
+        assert "Default" not in template["Parameters"]["HfTokenArn"]
+        assert "HasHfTokenArn" not in files["template.yaml"]
+    elif target == "compose":
+        compose = yaml.safe_load(files["compose.yaml"])
+        assert compose["services"]["thrifty"]["environment"]["HF_TOKEN"].startswith("${HF_TOKEN:?")
+    elif target == "skypilot":
+        task = yaml.safe_load(files["task.yaml"])
+        assert task["secrets"]["HF_TOKEN"] is None
+        assert task["run"].count("--env HF_TOKEN") == 1
+        assert "unset HF_TOKEN" not in task["run"]
+    else:
+        containers = [
+            one for found in read_objects(files) for one in find_containers(found) if "env" in one
+        ]
+        names = [[one["name"] for one in container["env"]] for container in containers]
+        assert all(len(set(one)) == len(one) for one in names)
+        tokens = [
+            entry for one in containers for entry in one["env"] if entry["name"] == "HF_TOKEN"
+        ]
+        assert any(not is_optional(one) for one in tokens)
+
+
+def find_containers(value: Any) -> Iterator[dict[str, Any]]:
+    """Every container in a manifest."""
+    if isinstance(value, dict):
+        yield from value.get("containers") or ()
+    for one in value.values() if isinstance(value, dict) else value:
+        if isinstance(one, dict | list):
+            yield from find_containers(one)
+
+
+def is_optional(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("valueFrom", {}).get("secretKeyRef", {}).get("optional"))
 
 
 def test_fargates_volumes_are_those_of_the_image() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from tests.batches.talk import Talk, make_line
 from tests.db.databases import KINDS, empty_tables, open_kind
@@ -145,7 +145,10 @@ def test_lines_of_batches_go_with_their_results(tmp_path: Path) -> None:
     ]
     names = [f"file-{'0' * 27}{n}{suffix}" for n, suffix in ((1, ""), (2, "-output"), (3, ""))]
     for name in names:
-        data = "".join(json.dumps(one) + "\n" for one in lines)
+        data = "".join(
+            json.dumps({**one, "id": f"batch_req_x_{number}"}) + "\n"
+            for number, one in enumerate(lines, 1)
+        )
         (home.files / name).write_text(data)
         insert_file(database, FileRow(name, "red", "x", "batch", len(data), 1.0, None))
     _insert_batch(database, "batch_1", names[0], names[1], "completed")
@@ -155,7 +158,37 @@ def test_lines_of_batches_go_with_their_results(tmp_path: Path) -> None:
     assert erasure.counts["lines of batches"] == 1
     assert "batch_2" in erasure.left[0]
     assert holders(home.files, ANN, SECRET) == [home.files / names[2]]
-    assert (home.files / names[1]).read_text() == json.dumps(lines[1]) + "\n"
+    kept = {**lines[1], "id": "batch_req_x_2"}
+    assert (home.files / names[1]).read_text() == json.dumps(kept) + "\n"
+    database.close()
+
+
+def test_what_is_left_can_be_found_by_the_next_erasure(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    database = open_database(home.database_url, migrate=True)
+    RequestLog(database).write(
+        [
+            entry(1, ANN, SECRET, tenant="red", conversation_id="c"),
+            entry(2, None, SECRET, tenant="red", conversation_id="c"),
+        ]
+    )
+    home.files.mkdir()
+    name = f"file-{'0' * 27}1"
+    line = {"custom_id": "a", "body": {"user": ANN, "messages": [SECRET]}}
+    (home.files / name).write_text(json.dumps(line) + "\n")
+    insert_file(database, FileRow(name, "red", "x", "batch", 9, 1.0, None))
+    _insert_batch(database, "batch_1", name, None, "in_progress")
+    erasure = erase_person(database, home, ANN)
+    assert "batch_1" in erasure.left[0]
+    assert erasure.left[1].startswith("2 rows of the request log, whose texts are gone")
+    assert erasure.counts["requests"] == 0
+    assert (ids(database, request_texts), ids(database, requests)) == (set(), {1, 2})
+    with database.begin() as connection:
+        connection.execute(update(batches).values(status="completed"))
+    erasure = erase_person(database, home, ANN)
+    assert (erasure.left, erasure.counts["requests"]) == ([], 2)
+    assert not ids(database, requests)
+    assert not holders(tmp_path, ANN, SECRET)
     database.close()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from tests.erase.test_erase import _insert_batch, entry, holders, ids
 from thrifty.artifacts import Store
@@ -31,7 +31,7 @@ from thrifty.db.improve import begin_step, create_run, end_step, lease_name
 from thrifty.db.leases import release_lease, take_lease
 from thrifty.db.releases import HeldConversations, read_held, write_held
 from thrifty.db.request_log import RequestLog
-from thrifty.db.tables import feedback, release_pairs, requests
+from thrifty.db.tables import batches, feedback, release_pairs, requests
 from thrifty.erase.erase import collect_person, erase_person
 from thrifty.erase.stores import ERASERS
 from thrifty.evaluate import gate_record
@@ -127,10 +127,13 @@ def test_caches_forget_also_where_the_request_log_knows_nobody(
 # Batches
 
 
-def answer(number: int | None, custom_id: str, text: str, request_id: str = "") -> str:
+def answer(
+    number: int | None, custom_id: str | None, text: str, request_id: str = "", line: int = 1
+) -> str:
     body = {"choices": text} if number is None else {"id": f"chatcmpl-{IDS.write(number, 'red')}", "choices": text}  # fmt: skip
     response = {"status_code": 200, "request_id": request_id, "body": body}
-    return json.dumps({"id": "x", "custom_id": custom_id, "response": response}) + "\n"
+    record = {"id": f"batch_req_x_{line}", "custom_id": custom_id, "response": response}
+    return json.dumps(record) + "\n"
 
 
 def store_file(database: Database, home: Home, number: int, suffix: str, text: str) -> str:
@@ -149,8 +152,8 @@ def test_results_go_also_where_their_input_is_gone(database: Database, home: Hom
     ]
     RequestLog(database).write(log)
     source = store_file(database, home, 1, "", "")
-    kept = answer(2, "b", "hers")
-    text = answer(1, "a", SECRET) + kept + answer(None, "c", SECRET, "batch_req_x_3-1")
+    kept = answer(2, "b", "hers", line=2)
+    text = answer(1, "a", SECRET) + kept + answer(None, "c", SECRET, "batch_req_x_3-1", line=3)
     output = store_file(database, home, 1, "-output", text)
     _insert_batch(database, "batch_1", source, output, "completed")
     assert delete_file(database, "red", source) is None
@@ -160,9 +163,39 @@ def test_results_go_also_where_their_input_is_gone(database: Database, home: Hom
     assert (erasure.counts["lines of batches"], erasure.left) == (2, [])
     assert (home.files / output).read_text() == kept
     with (home.files / output).open("a") as file:
-        file.write(answer(9, "d", "of somebody"))
+        file.write(answer(9, "d", "of somebody", line=4))
     (left,) = erase_person(database, home, ANN).left
     assert f"{output} has 1 results of which neither an input nor the request log" in left
+
+
+def test_lines_of_others_with_the_same_id_or_none_stay(database: Database, home: Home) -> None:
+    RequestLog(database).write([entry(1, ANN), entry(3, "bob")])
+    users = [(ANN, "a"), ("bob", None), ("bob", "c"), (ANN, None), ("bob", "a"), (ANN, "d")]
+    lines = [
+        json.dumps({"custom_id": custom_id, "body": {"user": user, "messages": [user]}}) + "\n"
+        for user, custom_id in users
+    ]
+    source = store_file(database, home, 1, "", "".join(lines))
+    kept = answer(3, "c", "his", line=3)
+    output = store_file(database, home, 1, "-output", answer(1, "a", SECRET) + kept)
+    faults = [
+        json.dumps({"id": f"batch_req_x_{number}", "custom_id": custom_id, "response": None}) + "\n"
+        for number, custom_id in ((2, None), (4, None), (5, "a"), (6, "d"))
+    ]
+    errors = store_file(database, home, 1, "-errors", "".join(faults))
+    _insert_batch(database, "batch_1", source, output, "completed")
+    with database.begin() as connection:
+        connection.execute(update(batches).values(error_file_id=errors))
+    assert len(collect_person(database, home, ANN)["lines of batches"]) == 6
+    assert erase_person(database, home, ANN).counts["lines of batches"] == 3
+    assert (home.files / output).read_text() == kept
+    assert (home.files / errors).read_text() == faults[0] + faults[2]
+    left = ["\n" if user == ANN else line for (user, _), line in zip(users, lines, strict=True)]
+    assert (home.files / source).read_text() == "".join(left)
+    # Lines have kept their numbers.
+    assert erase_person(database, home, "bob").counts["lines of batches"] == 3
+    assert not (home.files / output).read_text() + (home.files / errors).read_text()
+    assert not (home.files / source).read_text().strip()
 
 
 # Evaluations

@@ -79,3 +79,7 @@ async def test_sockets_beside_taken_ones_get_no_connections_yet(home: Home) -> N
     offer.close()
     for one in (*ours, *opened):
         one.close()
+
+
+def test_no_process_offers_listeners_where_gateways_reach_the_recorder(home: Home) -> None:
+    assert home.listeners_of("recorder") != home.recorder_socket

@@ -28,6 +28,7 @@ from thrifty.db.improve import (
     begin_step,
     create_run,
     end_step,
+    fail_step,
     find_active_run,
     lease_name,
     note_outputs,
@@ -123,6 +124,22 @@ def test_a_step_that_kills_its_process_is_not_repeated_without_end(database: Dat
     with database.begin() as connection:
         connection.execute(update(improve_runs).values(updated_s=time.time() - 4000))
     assert find_due(database, "m", {}, 0.0) == "go_on"
+
+
+def test_a_step_that_said_why_it_failed_was_not_killed(database: Database) -> None:
+    run = read_run(database, begin(database))
+    for _ in range(2):
+        begin_step(database, run, "train", {})
+        fail_step(database, run, "train", "the disk is full")
+    for tries in (1, 2):
+        begin_step(database, run, "train", {"settings": {}})
+        fail_killed(database, "m")
+        found = read_run(database, run.id)
+        assert (found.state, found.steps["train"].tries) == ("running", tries)
+    assert found.steps["train"].inputs == {"settings": {}, "again": True}
+    begin_step(database, run, "train", {})
+    fail_killed(database, "m")
+    assert "its process ended 3 times without saying why" in read_run(database, run.id).message
 
 
 def test_a_step_that_is_stopped_with_the_service_was_no_try(home: Home, database: Database) -> None:

@@ -35,8 +35,9 @@ from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.recorder import line as lines
 from thrifty.observe.recorder import recorder as recorders
 from thrifty.observe.recorder.line import RecorderLine
-from thrifty.observe.recorder.messages import Kind, RawTexts, Reader, make_message
+from thrifty.observe.recorder.messages import Kind, RawTexts, Reader, Status, make_message
 from thrifty.observe.recorder.recorder import Recorder
+from thrifty.observe.recorder.sockets import End
 from thrifty.observe.settings import ObserveSettings, OtlpSettings, RecorderSettings
 from thrifty.observe.trace import Ended, Trace
 from thrifty.unix_sockets import connect_to, listen_at
@@ -178,6 +179,28 @@ async def test_a_killed_recorder_loses_and_doubles_no_row(
             assert read(metrics, "log_rows_dropped_total", reason="queue_full") == 0
             assert read(metrics, "log_rows_dropped_total", reason="bad_row") == 0
     assert names(any_database) == [f"{number:05d}" for number in range(put)]
+
+
+async def test_a_status_that_comes_first_on_a_connection_is_counted_once() -> None:
+    metrics = GatewayMetrics()
+    line = RecorderLine(lambda: pytest.fail("it is not started"), "worker", metrics)
+
+    def tell(lost: int) -> None:
+        line._receive(Kind.STATUS, memoryview(msgspec.msgpack.encode(Status(texts_lost=lost))))
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        _, end = await asyncio.get_running_loop().create_connection(
+            lambda: End(line._receive, lambda: None), sock=ours
+        )
+        line._note_connected(end)
+        tell(5)
+        line._note_lost()
+        tell(2)  # of the next recorder, before the line goes on with it
+        line._note_connected(end)
+        tell(3)
+        assert read(metrics, "log_texts_lost_total") == 8
+        end.transport.abort()
 
 
 async def test_rows_wait_for_a_recorder_that_is_away_up_to_a_bound(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -10,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.observe import pseudonyms, redact
+from thrifty.observe.pseudonyms import MAX_LOOKS, Kind
 from thrifty.observe.redact import PIECE_CHARS, Redactor, find_pseudonym
 from thrifty.observe.texts import make_texts, redact_json
 from thrifty.openai.fields import Endpoint
@@ -214,6 +218,43 @@ def test_no_text_takes_long(text: str) -> None:
     begun_s = time.process_time()
     REDACTOR.redact(text)
     assert time.process_time() - begun_s < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1234 " * 40_000, "12-" * 40_000, "1 " * 40_000, "4999 1999 2999 3999\n" * 20_000,
+        "1 2 3 4 5 6 7 8\n" * 20_000, "+1234 (5678) " * 20_000, "\uff11\uff12\uff13\uff14 " * 20_000,
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_numbers_without_end_are_looked_at_up_to_a_bound(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Counter[str]()
+
+    def classify(written: str, text: str, start: int) -> tuple[Kind, str] | None:
+        looks["all"] += 1
+        return classify_number(written, text, start)
+
+    classify_number = redact._classify
+    monkeypatch.setattr(redact, "_classify", classify)
+    REDACTOR.redact(text)
+    assert looks["all"] <= MAX_LOOKS
+
+
+def test_numbers_beyond_the_bound_are_replaced_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "we had 1234 5678 and 4111 1111 1111 1111 in 1999"
+    assert "1999" in REDACTOR.redact(text)
+    monkeypatch.setattr(pseudonyms, "MAX_LOOKS", 0)
+    found = REDACTOR.redact(text)
+    assert not re.search(r"\d{5}|\d \d", found)
+    assert found.startswith("we had <ID_")
+    # All texts of a request together have one bound.
+    monkeypatch.setattr(pseudonyms, "MAX_LOOKS", 1)
+    together = REDACTOR.prepare([])
+    assert together("call 555-234-5678").startswith("call <PHONE_")
+    assert together("call 555-234-5678").startswith("call <ID_")
 
 
 def test_long_texts_are_cut_where_nothing_personal_is_cut() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.control.running import want
 from tests.release.traffic import PLAN, World
-from thrifty.control.service_api import Actor, set_traffic
+from thrifty.control.service_api import Actor, look_at_rollback, roll_back, set_traffic
 from thrifty.db.desired import read_desired
 from thrifty.db.fleet import read_fleet
 from thrifty.db.releases import read_outcomes
@@ -148,3 +148,8 @@ def test_one_that_is_ended_in_its_shadow_copies_nothing_more(world: World) -> No
     assert world.turn().state == "ended"
     assert read_copies(world) == {"old": 0.0, "new": 0.0}
     assert world.shares() == {"old": 0.5, "new": 0.5}
+    # What is taken back is the change of weights, and no copies come back with those before.
+    assert "(apply, " in look_at_rollback(world.database, "m").takes_back
+    roll_back(world.database, "m", ANN)
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+    assert read_copies(world) == {"old": 0.0, "new": 0.0}

@@ -123,8 +123,8 @@ def _show_plan(plan: ReleasePlan, candidate: str, deployment: str) -> None:
     if plan.primary == GUARDS:
         names = ", ".join(plan.metrics)
         tell(
-            f"Promoted after all steps, once all that is observed of {names} can tell and nothing is "
-            f"worse; rolled back when one of them is worse ({budget})."
+            f"Promoted after all steps, once times, cost and scores rule out a loss beyond what is "
+            f"tolerated and {plan.margin:.1%}; rolled back when one of {names} is worse ({budget})."
         )
         tell("That nothing broke is all that is tested, not what its answers are worth.")
     else:

@@ -59,7 +59,13 @@ from thrifty.fleet.controller_note import (
 from thrifty.fleet.external import ExternalFleet
 from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
-from thrifty.fleet.process import RECORDER_ROLE, ProcessId, adopt_process, find_ours
+from thrifty.fleet.process import (
+    GATEWAY_ROLE,
+    RECORDER_ROLE,
+    ProcessId,
+    adopt_process,
+    find_ours,
+)
 from thrifty.home import Home, make_private_folder
 from thrifty.quality.run import QualityChecks
 from thrifty.quality.watch import AnswerWatch
@@ -119,7 +125,8 @@ class Controller:
         self._service_changed = asyncio.Event()
         self._recorder = RecorderProcess(home)
         self._gateways: GatewayWorkers | None = None
-        self._old_gateways: list[tuple[ProcessId, str]] = []
+        self._old_workers: list[tuple[ProcessId, str, str]] = []
+        """With their roles and ids."""
         """Workers that an earlier controller left, and their recorder, to be replaced."""
         self._address: tuple[str, int] = ("", 0)
         self._id_secret = ""
@@ -155,7 +162,7 @@ class Controller:
             await self.open()
         await self._choose_fleet()
         state = await asyncio.to_thread(read_fleet, self.database)
-        self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
+        self._old_workers = await asyncio.to_thread(self._find_old_workers)
         self._id_secret = (await asyncio.to_thread(read_secret, self.database, ID_SECRET)).hex()
         await self._loop.start(state)
         if self._service is None:
@@ -168,7 +175,7 @@ class Controller:
         check_keys(gateway, has_keys=bool(keys))
         host = str(gateway["host"])
         port = choose_port(
-            host, int(gateway["port"]), {ident.pid for ident, _ in self._old_gateways}
+            host, int(gateway["port"]), {ident.pid for ident, _, _ in self._old_workers}
         )
         self._address = (host, port)
         self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
@@ -180,7 +187,8 @@ class Controller:
         )
         settings = self._make_worker_settings(gateway)
         await self._recorder.apply(settings)
-        await self._gateways.start(settings, [name for _, name in self._old_gateways])
+        old = [name for _, role, name in self._old_workers if role == GATEWAY_ROLE]
+        await self._gateways.start(settings, old)
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
         self._tasks.append(asyncio.ensure_future(self._alerting.run()))
@@ -196,7 +204,7 @@ class Controller:
         self._tasks.append(asyncio.ensure_future(self._quality.run()))
         self._tasks.append(asyncio.ensure_future(self._improving.run()))
         self._tasks.append(asyncio.ensure_future(self._answers.run()))
-        await self._end_old_gateways()
+        await self._end_old_workers()
 
     async def _choose_fleet(self) -> None:
         """Run replicas where the service says, and wait until this controller may."""
@@ -246,9 +254,9 @@ class Controller:
         await self._cancel_tasks(self._tasks[2:])
         if self._gateways is not None:
             await self._gateways.stop()
-        if self._old_gateways:
+        if self._old_workers:
             # A start that was given up may not have come to that.
-            await self._end_old_gateways()
+            await self._end_old_workers()
         # Workers have handed over all that they had.
         await self._recorder.stop()
         await self._cancel_tasks(self._tasks[:2])
@@ -406,22 +414,17 @@ class Controller:
         except FleetError as error:
             log.error("the recorder cannot be started, and is tried again: %s", error)
 
-    def _find_old_gateways(self) -> list[tuple[ProcessId, str]]:
-        """Workers that an earlier controller left, which are replaced without a gap, and behind them
-        their recorder.
+    def _find_old_workers(self) -> list[tuple[ProcessId, str, str]]:
+        """Gateway workers that an earlier controller left, which are replaced without a gap, and behind
+        them their recorder.
         """
         ours = find_ours(self.home.root)
-        return [
-            (ident, process_id)
-            for wanted in ("gateway", RECORDER_ROLE)
-            for ident, role, process_id in ours
-            if role == wanted
-        ]
+        return [one for wanted in (GATEWAY_ROLE, RECORDER_ROLE) for one in ours if one[1] == wanted]
 
-    async def _end_old_gateways(self) -> None:
+    async def _end_old_workers(self) -> None:
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
-        for ident, gateway_id in self._old_gateways:
-            process = adopt_process(ident, self.home.log_of(gateway_id))
+        for ident, _, process_id in self._old_workers:
+            process = adopt_process(ident, self.home.log_of(process_id))
             if process is not None:
                 await process.stop(grace_s)
         kept = self._gateways.ids if self._gateways is not None else []

@@ -30,7 +30,7 @@ from thrifty.fleet.handover import take_listeners
 from thrifty.fleet.local_replica import BACKOFF_S
 from thrifty.fleet.notices import NoticeLine
 from thrifty.fleet.ports import bind_listener, open_listeners
-from thrifty.fleet.process import ManagedProcess, start_process
+from thrifty.fleet.process import GATEWAY_ROLE, ManagedProcess, start_process
 from thrifty.home import Home
 from thrifty.http.client import HttpClient, TransportError
 
@@ -248,7 +248,7 @@ class GatewayWorkers:
         try:
             process = start_process(
                 [sys.executable, "-m", MODULE, msgspec.json.encode(told).decode()],
-                role="gateway",
+                role=GATEWAY_ROLE,
                 process_id=name,
                 home=self._home.root,
                 log_path=self._home.log_of(name),

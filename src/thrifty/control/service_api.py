@@ -34,7 +34,7 @@ from thrifty.db.desired import (
     PastChange,
     change_desired,
     find_deliberate,
-    previous_state,
+    previous_change,
     read_desired,
     read_history,
 )
@@ -44,9 +44,9 @@ from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import ControlError
 from thrifty.fleet.controller_note import find_database_url, read_controller_note
 from thrifty.fleet.ports import choose_port
-from thrifty.fleet.process import find_ours
+from thrifty.fleet.process import GATEWAY_ROLE, find_ours
 from thrifty.home import Home
-from thrifty.release.manage import override_releases, refuse_while_active
+from thrifty.release.manage import override_releases, refuse_while_active, restore_copies
 from thrifty.spec import LoadedSpec
 from thrifty.spec.faults import suggest
 from thrifty.spec.models import MAX_WEIGHT
@@ -348,7 +348,7 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
     alive = note is not None and note.alive
     url = note.database if note is not None and alive else loaded.spec.database or home.database_url
     ours = find_ours(home.root)
-    gateways = frozenset(ident.pid for ident, role, _ in ours if role == "gateway")
+    gateways = frozenset(ident.pid for ident, role, _ in ours if role == GATEWAY_ROLE)
     with look_at_database(url, in_use=alive or bool(ours)) as database:
         if database is None:
             new = url == home.database_url and not home.database.exists()
@@ -422,8 +422,7 @@ def roll_back(
     """
 
     def decide(state: Desired) -> list[DesiredChange]:
-        previous = previous_state(database, deployment)
-        assert not isinstance(previous, DesiredService)
+        previous = _find_previous(database, deployment)
         if previous is None and not remove:
             takes_back = look_at_rollback(database, deployment).takes_back
             raise ControlError(
@@ -452,12 +451,12 @@ def roll_back(
 
 
 def _find_previous(database: Database, deployment: str) -> DesiredDeployment | None:
-    """The state before the newest change. Raises `ControlError`, also for an unknown name."""
+    """The state before the newest change, with no copies that nobody would end. Raises `ControlError`,
+    also for an unknown name.
+    """
     if not read_history(database, deployment, 1):
         _find(read_desired(database), deployment)
-    previous = previous_state(database, deployment)
-    assert not isinstance(previous, DesiredService)
-    return previous
+    return restore_copies(database, previous_change(database, deployment))
 
 
 def describe_history(

@@ -40,9 +40,11 @@ SERVICE = ""
 """The name under which the state of the service itself is kept."""
 AUTOSCALE = "autoscale"
 RESTART, DRAIN = "restart", "drain"
-KINDS = ("apply", "traffic", "scale", "rollback", "release", RESTART, DRAIN, AUTOSCALE)
-NOT_TAKEN_BACK = frozenset({AUTOSCALE, RESTART, DRAIN})
-"""Changes that a rollback passes over: what runs is the same before and after."""
+COPIES = "copies"
+"""Copies of requests end with the release that made them."""
+KINDS = ("apply", "traffic", "scale", "rollback", "release", RESTART, DRAIN, AUTOSCALE, COPIES)
+NOT_TAKEN_BACK = frozenset({AUTOSCALE, RESTART, DRAIN, COPIES})
+"""Changes that a rollback passes over: what users get is the same before and after."""
 AUTOSCALE_KEEP = 20
 """So many changes by the autoscaler are kept of each deployment; it may make many."""
 MAX_TRIES = 20
@@ -207,6 +209,11 @@ def previous_state(database: Database, name: str) -> DesiredState | None:
     Written as a new change it takes the newest one back, and done again it brings it again. Raises
     `ControlError` where there is nothing to go back to.
     """
+    return previous_change(database, name).state
+
+
+def previous_change(database: Database, name: str) -> PastChange:
+    """The change that made `previous_state`. Raises `ControlError` as that does."""
     history = read_history(database, name, _LOOK_BACK)
     newest = find_deliberate(history)
     if newest is None or newest + 1 >= len(history):
@@ -215,7 +222,7 @@ def previous_state(database: Database, name: str) -> DesiredState | None:
             f"{what} has no earlier state to go back to: "
             + ("it was changed once only" if history else "it is not known")
         )
-    return history[newest + 1].state
+    return history[newest + 1]
 
 
 def find_deliberate(history: Sequence[PastChange]) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from thrifty.db.audit import record_act
@@ -48,6 +48,7 @@ class ImproveStep:
     state: str
     """`running`, `failed` or `done`."""
     tries: int
+    """With this one, in a row: a step that said why it failed begins with the first again."""
     began_s: float
     ended_s: float | None
     inputs: dict[str, Any]
@@ -148,14 +149,16 @@ def set_run_state(
 
 
 def begin_step(database: Database, run: ImproveRun, step: str, inputs: Mapping[str, Any]) -> None:
-    """Note that a step begins, or begins again. Raises `DatabaseError`."""
+    """Note that a step begins, or begins again, which its inputs then say. Raises `DatabaseError`."""
     values = {
         "state": RUNNING, "began_s": time.time(), "ended_s": None, "inputs": _dump(inputs),
         "outputs": "{}", "error": "",
     }  # fmt: skip
     with database.begin() as connection:
         where = (improve_steps.c.run_id == run.id) & (improve_steps.c.step == step)
-        again = update(improve_steps).where(where).values(tries=improve_steps.c.tries + 1, **values)
+        tries = case((improve_steps.c.state == FAILED, 1), else_=improve_steps.c.tries + 1)
+        repeated = {**values, "inputs": _dump({**inputs, "again": True}), "tries": tries}
+        again = update(improve_steps).where(where).values(repeated)
         if connection.execute(again).rowcount == 0:
             connection.execute(
                 insert(improve_steps).values(run_id=run.id, step=step, tries=1, **values)

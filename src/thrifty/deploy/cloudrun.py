@@ -13,6 +13,7 @@ from thrifty.deploy.one_container import (
     CANNOT_SHARE,
     SPEC_VARIABLE,
     ScaledOptions,
+    WholeOptions,
     find_container_need,
     list_secret_variables,
     make_arguments,
@@ -27,7 +28,7 @@ _START_S = 240
 """The longest that Cloud Run lets a container start: failureThreshold times periodSeconds."""
 
 
-class CloudRunOptions(ScaledOptions):
+class CloudRunOptions(ScaledOptions, WholeOptions):
     """Options of Cloud Run."""
 
     name: str = Field(
@@ -37,11 +38,6 @@ class CloudRunOptions(ScaledOptions):
         None,
         pattern=r"^[a-z0-9-]{1,63}@[a-z0-9.-]{1,190}$",
         description="Who it runs as: an account that may read the secrets and nothing else.",
-    )
-    hf_token: bool = Field(
-        False,
-        description="Give the container the secret hf-token, which gated models of the Hugging Face "
-        "hub need. The secret must exist then.",
     )
 
 

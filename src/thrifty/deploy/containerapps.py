@@ -12,7 +12,7 @@ from thrifty.deploy.limits import GIB, check_bound, choose_size, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
     SPEC_VARIABLE,
-    OneContainerOptions,
+    WholeOptions,
     find_container_need,
     list_secret_variables,
     make_arguments,
@@ -31,7 +31,7 @@ _MAX_GRACE_S = 600
 _RESOURCE_ID = r"^/subscriptions/[A-Za-z0-9-]+/resourceGroups/[A-Za-z0-9/_.()-]{1,500}$"
 
 
-class ContainerAppsOptions(OneContainerOptions):
+class ContainerAppsOptions(WholeOptions):
     """Options of Azure Container Apps."""
 
     name: str = Field(
@@ -52,11 +52,6 @@ class ContainerAppsOptions(OneContainerOptions):
     vault: str = Field(
         pattern=r"^[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]$",
         description="The name of the Key Vault with the secrets.",
-    )
-    hf_token: bool = Field(
-        False,
-        description="Give the container the secret hf-token, which gated models of the Hugging Face "
-        "hub need. The secret must exist then.",
     )
     min: Integer = Field(0, ge=0, description="The fewest containers; 0 stops the last one too.")
     max: Integer = Field(4, ge=1, description="The most containers.")

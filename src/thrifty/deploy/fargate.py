@@ -20,14 +20,12 @@ from thrifty.deploy.one_container import (
     make_spec_text,
     refuse_shared_database,
 )
-from thrifty.deploy.service import CREDENTIALS
 from thrifty.deploy.yaml_text import dump_yaml
 from thrifty.errors import Problem, SpecError
 from thrifty.prices.table import load_prices
 from thrifty.spec.section import Integer
 
 _MIN_DISK_GIB = 21
-_OPTIONAL = frozenset(name for names in CREDENTIALS.values() for name in names)
 _MAX_START_S = 300
 _MAX_STOP_S = 120
 
@@ -63,7 +61,7 @@ def render_fargate(request: Request) -> Files:
         "Parameters": _make_parameters(secrets, optional),
         **({"Conditions": conditions} if conditions else {}),
         "Resources": _make_resources(
-            request, size.cpus, size.memory_bytes, need.disk_bytes, [*secrets, *optional]
+            request, size.cpus, size.memory_bytes, need.disk_bytes, secrets, optional
         ),
         "Outputs": {
             "Cluster": {"Value": {"Ref": "Cluster"}},
@@ -106,9 +104,19 @@ def _make_parameters(secrets: list[str], optional: list[str]) -> dict[str, Any]:
 
 
 def _make_resources(
-    request: Request, cpus: float, memory_bytes: int, disk_bytes: int, secrets: list[str]
+    request: Request,
+    cpus: float,
+    memory_bytes: int,
+    disk_bytes: int,
+    secrets: list[str],
+    optional: list[str],
 ) -> dict[str, Any]:
     port = request.service.port
+    arns = {name: {"Ref": _as_parameter(name)} for name in [*secrets, *optional]}
+    readable = [_where_given(name, arn, optional) for name, arn in arns.items()]
+    given = [
+        _where_given(name, {"Name": name, "ValueFrom": arn}, optional) for name, arn in arns.items()
+    ]
     return {
         "Cluster": {
             "Type": "AWS::ECS::Cluster",
@@ -123,7 +131,7 @@ def _make_resources(
                 "RetentionInDays": 30,
             },
         },
-        "ExecutionRole": _make_role(secrets),
+        "ExecutionRole": _make_role(readable),
         "SecurityGroup": {
             "Type": "AWS::EC2::SecurityGroup",
             "Properties": {
@@ -140,13 +148,13 @@ def _make_resources(
         },
         "Task": {
             "Type": "AWS::ECS::TaskDefinition",
-            "Properties": _make_task(request, cpus, memory_bytes, disk_bytes, secrets),
+            "Properties": _make_task(request, cpus, memory_bytes, disk_bytes, given),
         },
         "Service": _make_service(request.options, port),
     }  # fmt: skip
 
 
-def _make_role(secrets: list[str]) -> dict[str, Any]:
+def _make_role(secrets: list[dict[str, Any]]) -> dict[str, Any]:
     """Who starts the task: it may read the secrets, and write the log."""
     assume = {
         "Version": "2012-10-17",
@@ -166,9 +174,7 @@ def _make_role(secrets: list[str]) -> dict[str, Any]:
                 {
                     "Effect": "Allow",
                     "Action": "secretsmanager:GetSecretValue",
-                    "Resource": [
-                        _where_given(name, {"Ref": _as_parameter(name)}) for name in secrets
-                    ],
+                    "Resource": secrets,
                 }
             ],
         },
@@ -218,7 +224,11 @@ def _make_service(options: FargateOptions, port: int) -> dict[str, Any]:
 
 
 def _make_task(
-    request: Request, cpus: float, memory_bytes: int, disk_bytes: int, secrets: list[str]
+    request: Request,
+    cpus: float,
+    memory_bytes: int,
+    disk_bytes: int,
+    secrets: list[dict[str, Any]],
 ) -> dict[str, Any]:
     port = request.service.port
     probe = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/healthz', timeout=5)"
@@ -238,10 +248,7 @@ def _make_task(
             {"Name": "HOME", "Value": "/tmp"},  # noqa: S108
             {"Name": SPEC_VARIABLE, "Value": make_spec_text(request)},
         ],
-        "Secrets": [
-            _where_given(one, {"Name": one, "ValueFrom": {"Ref": _as_parameter(one)}})
-            for one in secrets
-        ],
+        "Secrets": secrets,
         "MountPoints": [
             {"SourceVolume": "home", "ContainerPath": HOME},
             {"SourceVolume": "tmp", "ContainerPath": "/tmp"},  # noqa: S108
@@ -285,9 +292,9 @@ def _as_condition(variable: str) -> str:
     return f"Has{_as_parameter(variable)}"
 
 
-def _where_given(variable: str, part: dict[str, Any]) -> dict[str, Any]:
-    """A part of the template that goes with a secret, which only those of remotes can do without."""
-    if variable not in _OPTIONAL:
+def _where_given(variable: str, part: dict[str, Any], optional: list[str]) -> dict[str, Any]:
+    """A part of the template that goes with a secret, which an optional one need not be there for."""
+    if variable not in optional:
         return part
     return {"Fn::If": [_as_condition(variable), part, {"Ref": "AWS::NoValue"}]}
 

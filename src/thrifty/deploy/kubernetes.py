@@ -334,7 +334,7 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
     prepares = fleet.kind == "kubernetes"
     if prepares:
         start_s = PREPARING_S
-        environment += make_credentials(["HF_TOKEN", *service.credential_variables()], secret)
+        environment += make_credentials(service.credential_variables("HF_TOKEN"), secret)
     arguments = [
         "up", f"{CONFIG}/thrifty.yaml", "--no-measure",
         "--key", f"admin={ADMIN_VARIABLE}", "--key", f"viewer={VIEWER_VARIABLE}",

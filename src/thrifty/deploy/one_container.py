@@ -38,6 +38,16 @@ class OneContainerOptions(ContainerOptions):
     )
 
 
+class WholeOptions(OneContainerOptions):
+    """Options of platforms that cannot leave out a secret that does not exist."""
+
+    hf_token: bool = Field(
+        False,
+        description="Give the container the secret hf-token, which gated models of the Hugging Face "
+        "hub need. The secret must exist then.",
+    )
+
+
 class ScaledOptions(OneContainerOptions):
     """Options of platforms that start and stop containers by the requests."""
 

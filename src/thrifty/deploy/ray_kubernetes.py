@@ -174,7 +174,7 @@ def _make_gateway(request: Request) -> dict[str, Any]:
         secret_variable(VIEWER_VARIABLE, options.secret, "viewer-key"),
         secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
         *(secret_variable(name, options.secret, name) for name in service.key_variables()),
-        *_list_credentials(request),
+        *make_credentials(service.credential_variables("HF_TOKEN"), options.secret),
     ]
     memory = request.find_gateway_need(prepares=True).memory_bytes + _RAY_BYTES
     resources = make_resources(cpu=str(max(1, workers)), memory=format_quantity(memory))
@@ -210,9 +210,12 @@ def _make_replicas(request: Request, nodes: RayNodes) -> dict[str, Any]:
     if nodes.gpus:
         bounds["nvidia.com/gpu"] = str(nodes.gpus)
         parameters["num-gpus"] = str(nodes.gpus)
+    # What remotes and hubs may ask for, where the platform gives pods no identity.
+    names = ["HF_TOKEN", *request.service.fetch_variables()]
     environment = [
-        secret_variable(KEY_VARIABLE, options.secret, "replica-key"), *_list_credentials(request),
-    ]  # fmt: skip
+        secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
+        *make_credentials(names, options.secret),
+    ]
     probe = {"tcpSocket": {"port": NODE_PORT}}
     probes = {
         "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 150},
@@ -239,12 +242,6 @@ def _make_parameters(cpus: int, memory_bytes: int) -> dict[str, str]:
 
 def _list(environment: dict[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in environment.items()]
-
-
-def _list_credentials(request: Request) -> list[dict[str, Any]]:
-    """What remotes and hubs may ask for, where the platform gives pods no identity."""
-    names = ["HF_TOKEN", *request.service.credential_variables()]
-    return make_credentials(names, request.options.secret)
 
 
 def _make_ray_pod(

@@ -96,10 +96,19 @@ class DeployedService:
         """Where the gateway listens; a port of 0 means any, so the default is taken."""
         return self.loaded.spec.gateway.port or DEFAULT_PORT
 
-    def credential_variables(self) -> list[str]:
+    def fetch_variables(self) -> list[str]:
         """The environment variables that fetching the models of all versions may need."""
         names = {name for one in self.own_versions for name in one.credential_variables()}
         return sorted(names | {*_find_credentials(self.loaded.spec.fleet.models or "")})
+
+    def credential_variables(self, *more: str) -> list[str]:
+        """`fetch_variables`, and `more` before them, for a container that has `key_variables`, too:
+        without those, which must be there in any case.
+        """
+        keys = self.key_variables()
+        return [
+            name for name in dict.fromkeys([*more, *self.fetch_variables()]) if name not in keys
+        ]
 
     def key_variables(self) -> list[str]:
         """The environment variables with secrets that a spec names: keys of servers that others

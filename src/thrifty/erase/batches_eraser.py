@@ -1,12 +1,14 @@
 """One person's lines of batches, with their results.
 
 An input names the user of each line. Where it is gone, and where a line names nobody, the request
-log tells whose a result is.
+log tells whose a result is. Results belong to lines by their numbers: ids that clients give may be
+missing, or stand on several lines. So erased lines of inputs leave empty ones behind.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from sqlalchemy import ColumnElement, select, update
 from thrifty.batches.storage import Storage
 from thrifty.db.batches import ACTIVE
 from thrifty.db.tables import batches, files, requests
-from thrifty.erase.lines import Keep, decode, read_lines, rewrite_lines
+from thrifty.erase.lines import Keep, blank_lines, decode, read_lines, rewrite_lines
 from thrifty.erase.person import Work, in_pieces, shorten_user
 from thrifty.openai.fields import read_user
 from thrifty.openai.response_ids import read_number
@@ -31,22 +33,38 @@ class _Source(NamedTuple):
     """The batch that still reads it."""
 
 
+class _Lines(NamedTuple):
+    """Which lines of an input, and of its results, are the person's."""
+
+    numbers: set[int]
+    """Of the input's lines, from 1 on."""
+    attempts: set[str]
+    """At the person's requests."""
+
+
 def erase_lines(work: Work) -> int:
     """Take the person's lines out of the files of ended batches, with their results."""
     removed = 0
     attempts = _find_attempts(work)
     for source in _find_sources(work):
-        custom_ids = _find_custom_ids(work, source, attempts)
-        if custom_ids and source.active is not None:
+        mine = _find_lines(work, source, attempts)
+        if mine.numbers and source.active is not None:
             work.left.append(
                 f"the batch {source.active} is under way and has lines of this user; run this again "
                 "once it has ended, or cancel it"
             )
             continue
-        if custom_ids:
-            removed += len(custom_ids)
-            for file_id in (source.file_id, *source.results):
-                _rewrite(work, file_id, _keep_others(work, custom_ids))
+        if mine.numbers:
+            removed += len(mine.numbers)
+            # The input last: it leads to the results, should this be interrupted.
+            for result in source.results:
+                path = _path(work, result)
+                if rewrite_lines(path, _keep_others(work, mine)):
+                    _note_size(work, result, path)
+            path = _path(work, source.file_id)
+            if path.exists():
+                blank_lines(path, mine.numbers)
+                _note_size(work, source.file_id, path)
         if not _path(work, source.file_id).exists():
             _report_unknown(work, source)
     return removed
@@ -57,10 +75,12 @@ def collect_lines(work: Work) -> list[Any]:
     found: list[Any] = []
     attempts = _find_attempts(work)
     for source in _find_sources(work):
-        custom_ids = _find_custom_ids(work, source, attempts)
-        for file_id in (source.file_id, *source.results) if custom_ids else ():
-            lines = read_lines(_path(work, file_id))
-            found += [json.loads(line) for line in lines if _is_mine(work, line, custom_ids)]
+        mine = _find_lines(work, source, attempts)
+        lines = enumerate(read_lines(_path(work, source.file_id)), 1)
+        found += [json.loads(line) for number, line in lines if number in mine.numbers]
+        for result in source.results:
+            lines_of = read_lines(_path(work, result))
+            found += [json.loads(line) for line in lines_of if _is_result_of(work, line, mine)]
     return found
 
 
@@ -83,24 +103,36 @@ def _find_sources(work: Work) -> list[_Source]:
     return [_Source(one, results.get(one, []), active.get(one)) for one in sorted(inputs)]
 
 
-def _find_custom_ids(work: Work, source: _Source, attempts: set[str]) -> set[Any]:
-    """The ids of the person's lines."""
-    lines = read_lines(_path(work, source.file_id))
-    found = {_read_custom_id(line) for line in lines if _is_request_of(work, line)}
+def _find_lines(work: Work, source: _Source, attempts: set[str]) -> _Lines:
+    """The person's lines, by the input and by what the request log tells of results."""
+    mine = _Lines(set(_find_named(work, _path(work, source.file_id))), attempts)
     for result in source.results:
         for line in read_lines(_path(work, result)):
-            number, attempt = _read_answer(line)
-            if number in work.person.responses or attempt in attempts:
-                found.add(_read_custom_id(line))
-    return found
+            answer = _read_answer(line)
+            if answer.line is not None and _is_answer_to(work, answer, attempts):
+                mine.numbers.add(answer.line)
+    return mine
 
 
-def _keep_others(work: Work, custom_ids: set[Any]) -> Keep:
-    return lambda line: not _is_mine(work, line, custom_ids)
+def _find_named(work: Work, path: Path) -> Iterator[int]:
+    """The numbers of the lines of an input that name the person."""
+    for number, line in enumerate(read_lines(path), 1):
+        if _is_request_of(work, line):
+            yield number
 
 
-def _is_mine(work: Work, line: bytes, custom_ids: set[Any]) -> bool:
-    return _is_request_of(work, line) or _read_custom_id(line) in custom_ids
+def _keep_others(work: Work, mine: _Lines) -> Keep:
+    return lambda line: not _is_result_of(work, line, mine)
+
+
+def _is_result_of(work: Work, line: bytes, mine: _Lines) -> bool:
+    answer = _read_answer(line)
+    return answer.line in mine.numbers or _is_answer_to(work, answer, mine.attempts)
+
+
+def _is_answer_to(work: Work, answer: _Answer, attempts: set[str]) -> bool:
+    """Whether the request log tells that a result is the person's."""
+    return answer.number in work.person.responses or answer.attempt in attempts
 
 
 def _is_request_of(work: Work, line: bytes) -> bool:
@@ -116,13 +148,17 @@ def _is_request_of(work: Work, line: bytes) -> bool:
     return any(isinstance(one, str) and shorten_user(one) == work.person.user for one in named)
 
 
-def _read_custom_id(line: bytes) -> Any:
-    value = decode(line)
-    found = value.get("custom_id") if isinstance(value, dict) else None
-    return found if isinstance(found, str) else None
+# Results
 
 
-# Results without an input
+class _Answer(NamedTuple):
+    """What a result tells of where it came from."""
+
+    line: int | None = None
+    """The number of its line in the input, which its id ends with."""
+    number: int | None = None
+    """Of the response."""
+    attempt: str | None = None
 
 
 class _Body(msgspec.Struct):
@@ -135,25 +171,29 @@ class _Response(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
+    id: Any = None
     response: _Response | None = None
 
 
+_MAX_DIGITS = 12
 _decode_result = msgspec.json.Decoder(_Result).decode
 
 
-def _read_answer(line: bytes) -> tuple[int | None, str | None]:
-    """The number of the response in a result, and the id of the attempt that it came from."""
+def _read_answer(line: bytes) -> _Answer:
     try:
-        response = _decode_result(line).response
+        result = _decode_result(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None, None
+        return _Answer()
+    _, _, place = result.id.rpartition("_") if isinstance(result.id, str) else ("", "", "")
+    answer = _Answer(int(place) if place.isdecimal() and len(place) < _MAX_DIGITS else None)
+    response = result.response
     if response is None:
-        return None, None
+        return answer
     named = response.body.id if response.body is not None else None
     attempt = response.request_id
-    return (
-        read_number(named) if isinstance(named, str) else None,
-        attempt if isinstance(attempt, str) else None,
+    return answer._replace(
+        number=read_number(named) if isinstance(named, str) else None,
+        attempt=attempt if isinstance(attempt, str) else None,
     )
 
 
@@ -167,14 +207,14 @@ def _report_unknown(work: Work, source: _Source) -> None:
     """Say which results may be the person's, without an input and a logged request."""
     for result in source.results:
         answers = [_read_answer(line) for line in read_lines(_path(work, result))]
-        numbers = {number for number, _ in answers if number is not None}
-        attempts = {attempt for _, attempt in answers if attempt is not None}
+        numbers = {one.number for one in answers if one.number is not None}
+        attempts = {one.attempt for one in answers if one.attempt is not None}
         logged = _find_logged(work, requests.c.id, numbers, requests.c.id)
         column = requests.c.client_request_id
         logged |= _find_logged(work, column, attempts, column)
-        unknown = sum(logged.isdisjoint(answer) for answer in answers)
+        unknown = sum(logged.isdisjoint((one.number, one.attempt)) for one in answers)
         if unknown:
-            work.left.append(
+            work.apart.append(
                 f"{result} has {unknown} results of which neither an input nor the request log tells "
                 f"whose they are; if they may be this user's, delete it (DELETE /v1/files/{result})"
             )
@@ -195,10 +235,8 @@ def _path(work: Work, file_id: str) -> Path:
     return Storage(work.home.files).path(file_id)
 
 
-def _rewrite(work: Work, file_id: str, keep: Keep) -> None:
-    """Keep some lines of a stored file, and note its new size."""
-    path = _path(work, file_id)
-    if rewrite_lines(path, keep):
-        with work.database.begin() as connection:
-            sized = update(files).where(files.c.id == file_id)
-            connection.execute(sized.values(size_bytes=path.stat().st_size))
+def _note_size(work: Work, file_id: str, path: Path) -> None:
+    """Note the new size of a stored file."""
+    with work.database.begin() as connection:
+        sized = update(files).where(files.c.id == file_id)
+        connection.execute(sized.values(size_bytes=path.stat().st_size))

@@ -148,7 +148,7 @@ def _remove_kept(work: Work, place: Path, *locks: Path) -> int:
     """Remove what an evaluation keeps, unless one is writing it; returns how many are gone."""
     with contextlib.ExitStack() as stack:
         if not all(stack.enter_context(try_lock_file(lock)) for lock in locks):
-            work.left.append(
+            work.apart.append(
                 f"an evaluation is writing {place}, which may be on the person's texts; erase again "
                 "once it has ended"
             )
@@ -171,9 +171,9 @@ def erase_examples(work: Work) -> int:
         try:
             changed += withhold_stored(work.home, path)
         except OSError as error:
-            work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
+            work.apart.append(f"{path} cannot be rewritten: {error.strerror or error}")
         except ThriftyError as error:
-            work.left.append(f"{error}; remove it if it may hold texts of users")
+            work.apart.append(f"{error}; remove it if it may hold texts of users")
     return changed
 
 
@@ -199,5 +199,5 @@ def _mask(work: Work, path: Path) -> int:
                         found = line.find(needle, found + len(needle))
                 position += len(line)
     except OSError as error:
-        work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
+        work.apart.append(f"{path} cannot be rewritten: {error.strerror or error}")
     return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +42,10 @@ def rewrite_lines(path: Path, keep: Keep) -> int:
             else:
                 removed += 1
     return removed
+
+
+def blank_lines(path: Path, numbers: Container[int]) -> None:
+    """Empty the lines of these numbers, from 1 on, so that the others keep theirs. Raises `OSError`."""
+    with replace_atomically(path, mode=0o600) as temporary, temporary.open("wb") as target:
+        for number, line in enumerate(read_lines(path), 1):
+            target.write(b"\n" if number in numbers else line)

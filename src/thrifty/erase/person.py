@@ -52,6 +52,9 @@ class Work:
     who: str = ""
     """Who does it, for the audit log."""
     left: list[str] = field(default_factory=list)
+    """What the next erasure has to do, for which it needs the request log."""
+    apart: list[str] = field(default_factory=list)
+    """What is left, too, and is found without the request log, or not by an erasure at all."""
     notes: list[str] = field(default_factory=list)
     """What should be known beside the counts, such as models that were trained on the data."""
 

@@ -24,6 +24,12 @@ class Eraser(NamedTuple):
     """The person's data in there, as values of JSON."""
 
 
+REQUESTS = Eraser(
+    "requests", ("table:requests",), rows_eraser.erase_requests, rows_eraser.collect_requests
+)
+"""Last, and only where nothing is left: all others find what is the person's by them, also after an
+interruption."""
+
 ERASERS: tuple[Eraser, ...] = (
     Eraser(
         "cached answers", ("table:cache_purges",),
@@ -75,11 +81,7 @@ ERASERS: tuple[Eraser, ...] = (
         "training rows", ("table:exports",),
         files_eraser.erase_exports, files_eraser.collect_exports,
     ),
-    # Last: all others find what is the person's by them, also after an interruption.
-    Eraser(
-        "requests", ("table:requests",),
-        rows_eraser.erase_requests, rows_eraser.collect_requests,
-    ),
+    REQUESTS,
 )  # fmt: skip
 
 NOT_OF_PERSONS = {

@@ -24,8 +24,8 @@ from thrifty.home import HOME_VARIABLE, make_private_folder
 
 ROLE_VARIABLE = "THRIFTY_ROLE"
 ID_VARIABLE = "THRIFTY_ID"
-RECORDER_ROLE = "recorder"
-"""Of the process that gateway workers hand over to when they end, so that it ends last."""
+GATEWAY_ROLE, RECORDER_ROLE = "gateway", "recorder"
+"""Of gateway workers, and of the process that they hand over to when they end, so that it ends last."""
 POLL_S = 0.25
 MAX_LOG_BYTES = 16_000_000
 _CREATED_TOLERANCE_S = 0.05

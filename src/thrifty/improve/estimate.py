@@ -179,6 +179,7 @@ def _read_past(turn: Turn) -> dict[str, float]:
                 and one.ended_s is not None
                 and name not in found
                 and one.tries == 1
+                and not one.inputs.get("again")
             ):
                 found[name] = max(0.0, one.ended_s - one.began_s) / 60
                 if name == "train":

@@ -22,33 +22,18 @@ import ipaddress
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
 from hashlib import blake2b
+from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from thrifty.observe.national_ids import is_national_id
 from thrifty.observe.number_kinds import IBAN_LENGTHS, is_card, is_iban, is_phone, make_plain
+from thrifty.observe.pseudonyms import HASH_LETTERS, Kind, Looks, Replace
 
 PIECE_CHARS = 65_536
-"""Longer texts are cut between words. A megabyte takes 0.1 s."""
+"""Longer texts are cut between words. A megabyte takes 0.1 s, but for one of numbers."""
 _PIECE_END = 2_048
 """A piece ends at a good place in so many of its last characters."""
-_LETTERS = string.ascii_lowercase
-_HASH_LETTERS = 8
-
-
-class Kind(StrEnum):
-    """The kinds of what is replaced."""
-
-    EMAIL = "EMAIL"
-    PHONE = "PHONE"
-    CARD = "CARD"
-    IBAN = "IBAN"
-    ID = "ID"
-    IP = "IP"
-    SECRET = "SECRET"  # noqa: S105
-    NAME = "NAME"
-    ADDRESS = "ADDRESS"
 
 
 class Found(NamedTuple):
@@ -65,10 +50,7 @@ FindNames = Callable[[Sequence[str]], Found]
 """Finds names and addresses in texts. Raises `RedactionError` where it cannot."""
 T = TypeVar("T")
 
-Replace = Callable[[Kind, str], str]
-"""The pseudonym of a value, in the form that is the same however it is written."""
-
-_PSEUDONYM = re.compile(rf"<(?:{'|'.join(Kind)})_[a-z]{{{_HASH_LETTERS}}}>")
+_PSEUDONYM = re.compile(rf"<(?:{'|'.join(Kind)})_[a-z]{{{HASH_LETTERS}}}>")
 _PEM_BEGIN = "-----BEGIN "
 _PEM = re.compile(
     r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)",
@@ -118,6 +100,9 @@ _LETTER_ID = re.compile(
 _GROUP = re.compile(rf"\(?[+\uff0b]?\d[\d{_NO_WIDTH}]*\)?|(?:x|ext\.?) ?[0-9]{{1,6}}")
 _MAX_GROUPS = 12
 """Of one number within a run of them."""
+_MIN_DIGITS, _MAX_DIGITS = 7, 21
+"""Of a number that may be of a person, with an extension."""
+_MIN_CARD_DIGITS = 12
 _ESCAPES = "nrt"
 _ALNUM = frozenset(string.ascii_letters + string.digits)
 _WORD = _ALNUM | {"_"}
@@ -128,7 +113,7 @@ class Redactor:
 
     def __init__(self, secret: bytes, find_names: FindNames | None = None) -> None:
         """Without `find_names`, names and postal addresses stay."""
-        self._hash = blake2b(key=secret, digest_size=_HASH_LETTERS, person=b"redaction")
+        self._hash = blake2b(key=secret, digest_size=HASH_LETTERS, person=b"redaction")
         self._find_names = find_names
 
     def redact(self, text: str, tenant: str = "") -> str:
@@ -136,7 +121,7 @@ class Redactor:
         are to be replaced and cannot be found.
         """
         if self._find_names is None:
-            return self._redact(tenant, None, text)
+            return self._redact(tenant, None, Looks(), text)
         return self.prepare([text], tenant)(text)
 
     def prepare(self, texts: Sequence[str], tenant: str = "") -> Redact:
@@ -147,19 +132,14 @@ class Redactor:
         if self._find_names is not None:
             found = self._find_names(texts)
             passages = _Passages(_compile(found.addresses), _compile(found.names))
-        return functools.partial(self._redact, tenant, passages)
+        return functools.partial(self._redact, tenant, passages, Looks())
 
-    def _redact(self, tenant: str, passages: _Passages | None, text: str) -> str:
+    def _redact(self, tenant: str, passages: _Passages | None, looks: Looks, text: str) -> str:
         if passages is None and not _may_hold_any(text):
             return text
         state = self._hash.copy()
         state.update(tenant.encode("utf-8", "surrogatepass") + b"\0")
-
-        def replace(kind: Kind, value: str) -> str:
-            own = state.copy()
-            own.update(f"{kind}\0{value}".encode("utf-8", "surrogatepass"))
-            return f"<{kind}_{''.join(_LETTERS[byte % 26] for byte in own.digest())}>"
-
+        replace = Replace(state, looks)
         # Numbers in an address could be taken for a phone number's, and names stand in addresses of
         # mail.
         if passages is not None and passages.addresses is not None:
@@ -366,6 +346,8 @@ def _replace_number(match: re.Match[str], replace: Replace) -> str:
     if text[0] == "(" and text.count("(") > text.count(")"):  # the number stands in brackets itself
         inner = match.re.match(whole, start + 1, match.end())
         return "(" + _replace_number(inner, replace) if inner is not None else text
+    if not replace.may_look():
+        return replace.replace_unseen(text)
     groups = list(_GROUP.finditer(text))
     free_before, free_after = _find_free_ends(match)
     if free_before and free_after:
@@ -392,12 +374,19 @@ def _replace_groups(
     text: str, groups: Sequence[re.Match[str]], match: re.Match[str], replace: Replace
 ) -> str:
     """Find numbers among those of a run, such as a card behind a year; longer ones first."""
-    parts, position, first = [], 0, 0
+    parts, position, first = list[str](), 0, 0
+    counts = _count_digits(groups)
     while first < len(groups):
         start = groups[first].start()
         if not start or _is_between(text[start - 1]) or _is_of_card(groups[first]):
             for last in range(min(len(groups), first + _MAX_GROUPS) - 1, first - 1, -1):
                 end = groups[last].end()
+                if not _MIN_DIGITS <= counts[last + 1] - counts[first] <= _MAX_DIGITS:
+                    continue
+                if not replace.may_look():
+                    return "".join(
+                        [*parts, text[position:start], replace.replace_unseen(text[start:])]
+                    )
                 found = _classify(text[start:end], match.string, match.start() + start)
                 if found is not None and _stands_apart(found[0], text, start, end):
                     parts += [text[position:start], replace(*found)]
@@ -405,6 +394,11 @@ def _replace_groups(
                     break
         first += 1
     return "".join([*parts, text[position:]]) if parts else text
+
+
+def _count_digits(groups: Sequence[re.Match[str]]) -> list[int]:
+    """The number of digits before each group, and of all of them."""
+    return [0, *accumulate(sum(map(str.isdigit, group[0])) for group in groups)]
 
 
 def _is_of_card(group: re.Match[str]) -> bool:
@@ -430,19 +424,41 @@ def _replace_wrapped(match: re.Match[str], replace: Replace) -> str:
     """A number of several groups, of which some stand in the next line."""
     text, groups = match[0], list(_GROUP.finditer(match[0]))
     middle, (free_before, free_after) = text.index("\n"), _find_free_ends(match)
-    firsts = [one.start() for one in groups[not free_before :] if one.start() < middle]
-    ends = [one.end() for one in groups[: len(groups) - (not free_after)] if one.end() > middle]
-    for start in firsts:
-        for end in reversed(ends):
-            written = _LINE_END.sub(" ", text[start:end]).replace("- ", "-")
-            # Two numbers of a column are none.
-            if not re.search("[ -]", _LINE_END.sub("", text[start:end])):
+    counts = _count_digits(groups)
+    firsts = [
+        (one.start(), count)
+        for one, count in zip(groups, counts, strict=False)
+        if one.start() < middle
+    ][not free_before :]
+    ends = [
+        (one.end(), count)
+        for one, count in zip(groups, counts[1:], strict=True)
+        if one.end() > middle
+    ][: None if free_after else -1]
+    for start, before in firsts:
+        for end, count in reversed(ends):
+            if not _may_be_wrapped(text[start:end], count - before):
                 continue
+            if not replace.may_look():
+                return replace.replace_unseen(text)
+            written = _LINE_END.sub(" ", text[start:end]).replace("- ", "-")
             kind, value = _classify(written, match.string, match.start() + start) or (None, "")
             sure = kind is Kind.CARD or written[0] == "+" or (kind is Kind.ID and "-" in written)
             if kind is not None and sure:
                 return text[:start] + replace(kind, value) + text[end:]
     return text
+
+
+def _may_be_wrapped(text: str, digits: int) -> bool:
+    """Whether a number over two lines may be one that is told for sure: a card, one with a country code,
+    or an id with a dash. Two numbers of a column are none.
+    """
+    if not _MIN_DIGITS <= digits <= _MAX_DIGITS:
+        return False
+    may_be_card = digits >= _MIN_CARD_DIGITS and text[0] not in "0789"
+    if not (may_be_card or text[0] == "+" or "-" in text):
+        return False
+    return re.search("[ -]", _LINE_END.sub("", text)) is not None
 
 
 _LINE_END = re.compile(r"[ \t]*\r?\n[ \t>]*")
@@ -452,7 +468,7 @@ def _classify(written: str, text: str, start: int) -> tuple[Kind, str] | None:
     """The kind of a number and its plain form; None if it is no personal data."""
     written = make_plain(written)
     digits = "".join(filter(str.isdigit, written))
-    if len(digits) < 7:
+    if len(digits) < _MIN_DIGITS:
         return None
     if is_card(digits, written):
         return Kind.CARD, digits

@@ -10,6 +10,7 @@ from thrifty.release.evidence import (
     INCONCLUSIVE,
     NOT_WORSE,
     NOTHING_WORSE,
+    SIGNS,
     WORSE,
     Evidence,
     MetricEvidence,
@@ -28,8 +29,8 @@ from thrifty.release.plan import (
 )
 
 WAITED_FOR = (TTFT, TPOT, COST, RATED)
-"""Guards whose figures come by themselves, so that a promotion by guards waits until they can tell.
-Those of failures are exact from the first conversation on, and what users say may never come."""
+"""Guards whose figures come by themselves, so that a promotion by guards waits until they rule out a
+loss. Failures are counted without an interval, and what users say may never come."""
 NEXT, PROMOTE, ROLL_BACK, PAUSE, ABORT = "next", "promote", "roll_back", "pause", "abort"
 
 
@@ -119,10 +120,10 @@ def _decide_shadow(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
 
 def _promote(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
     """Promotion, where the primary metric allows it, or the guards do: each that was observed must
-    have had the chance to tell.
+    rule out a loss beyond what is tolerated and the margin.
     """
     if plan.primary == GUARDS:
-        if any(_is_awaited(metric) for metric in evidence.metrics.values()):
+        if any(_is_awaited(plan, metric) for metric in evidence.metrics.values()):
             return None
         hits, count = evidence.assigned
         why = f"no guard is worse, {hits} of {count} conversations with the candidate"
@@ -134,10 +135,16 @@ def _promote(plan: ReleasePlan, evidence: Evidence) -> Decision | None:
     return Decision(act, _describe(plan, primary), primary.verdict)
 
 
-def _is_awaited(metric: MetricEvidence) -> bool:
-    """Whether a guard was observed, and too little so far to tell anything."""
-    observed = metric.candidate_count + metric.others_count > 0
-    return metric.metric in WAITED_FOR and observed and None in (metric.low, metric.high)
+def _is_awaited(plan: ReleasePlan, metric: MetricEvidence) -> bool:
+    """Whether a guard was observed, and does not rule out yet that the candidate is worse by what is
+    tolerated and the margin.
+    """
+    if metric.metric not in WAITED_FOR or not metric.candidate_count + metric.others_count:
+        return False
+    sign = SIGNS[metric.metric]
+    worst = metric.low if sign > 0 else metric.high
+    most = plan.metrics[metric.metric] + plan.margin
+    return worst is None or -sign * worst > most
 
 
 def _describe(plan: ReleasePlan, metric: MetricEvidence) -> str:

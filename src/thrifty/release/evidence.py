@@ -44,7 +44,8 @@ BLOCK_S = 15.0
 """Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
 NOTHING_WORSE = "nothing worse"
-"""Of a release that guards alone decide: they could have told, and none did."""
+"""Of a release that guards alone decide: times, cost and scores rule out a loss beyond what is tolerated
+and the margin, and nothing is worse."""
 SIGNS = {ACCEPTANCE: 1.0, RATED: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
 ABSOLUTE = (ACCEPTANCE, RATED)
@@ -236,22 +237,25 @@ def weigh_pairs(
     share lost. Leaving out the other pairs makes no loss look smaller: of all pairs it would be a
     smaller share.
 
-    Its bounds are those of the share won of the pairs that either won, by the test that decides, times
-    the share of such pairs so far.
+    What the pairs have once proved stands: the chance of an error is bounded over all looks together
+    (Ville's inequality), so that a pair that comes later takes no verdict back. Its bounds are those
+    of the share won of the pairs that either won so far, by the test that decides, times the share of
+    such pairs.
     """
     count = len(outcomes)
     if not count:
         return MetricEvidence(JUDGED, INCONCLUSIVE, None, None, None, level, None, None, 0, 0)
-    scores = (np.array(outcomes, dtype=float) + 1) / 2
-    wins, losses = int(np.sum(scores > 0.75)), int(np.sum(scores < 0.25))
+    results = np.array(outcomes, dtype=float)
+    won, lost = np.cumsum(results > 0), np.cumsum(results < 0)
+    wins, losses = int(won[-1]), int(lost[-1])
     bar = math.log(1 / level)
     difference = (wins - losses) / count
     verdict = INCONCLUSIVE
-    if float(excess_evidence(losses, wins + losses, 0.5)) >= bar and difference < -tolerance:
+    if excess_evidence(lost, won + lost, 0.5).max() >= bar and difference < -tolerance:
         verdict = WORSE
-    elif float(excess_evidence(wins, wins + losses, 0.5)) >= bar:
+    elif excess_evidence(won, won + lost, 0.5).max() >= bar:
         verdict = BETTER
-    elif float(betting_evidence(scores, (1 - margin) / 2)[-1]) >= bar:
+    elif betting_evidence((results + 1) / 2, (1 - margin) / 2).max() >= bar:
         verdict = NOT_WORSE
     decided, low, high = wins + losses, -1.0, 1.0
     if decided:

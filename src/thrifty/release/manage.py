@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, select
 
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
-from thrifty.db.desired import Desired, DesiredChange, change_desired
+from thrifty.db.desired import COPIES, Desired, DesiredChange, PastChange, change_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.db.releases import (
     ABORTED,
@@ -35,6 +35,7 @@ from thrifty.db.releases import (
     read_active,
     read_held,
     read_release,
+    read_releases,
     refuse_second,
     update_release,
     write_held,
@@ -210,7 +211,26 @@ def note_release(
         versions = tuple(_restore_copies(version, release) for version in there.versions)
         return [DesiredChange(release.deployment, replace(there, versions=versions))]
 
-    change_desired(database, decide, kind=KIND, who=who, why=f"{kind}: {why}", also=also)
+    change_desired(database, decide, kind=COPIES, who=who, why=f"{kind}: {why}", also=also)
+
+
+def restore_copies(database: Database, past: PastChange) -> DesiredDeployment | None:
+    """The deployment that an earlier change made, without the copies of a release that ran then and has
+    ended: nothing would end them any more. Raises `DatabaseError`.
+    """
+    state = past.state
+    if not isinstance(state, DesiredDeployment):
+        return None
+    for release in read_releases(database, state.name):
+        if not release.created_s <= past.at_s <= release.updated_s:
+            continue
+        during = msgspec.structs.replace(
+            release.record, shadow=parse_plan(release.record.plan).shadow.share
+        )
+        then = msgspec.structs.replace(release, record=during)
+        versions = tuple(_restore_copies(version, then) for version in state.versions)
+        state = replace(state, versions=versions)
+    return state
 
 
 def _restore_copies(version: DesiredVersion, release: ReleaseRow) -> DesiredVersion:

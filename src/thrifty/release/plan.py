@@ -138,7 +138,8 @@ class ReleasePlan(Section):
     primary: Literal["acceptance", "judged", "rated", "guards"] | None = Field(
         None,
         description="The metric that decides on promotion; or `guards`: promoted after all steps, "
-        "once every guard can tell and none is worse, for versions whose answers nobody judges. "
+        "once times, cost and scores rule out a loss beyond what is tolerated and `margin`, and no "
+        "guard is worse, for versions whose answers nobody judges. "
         "Default: `judged` where "
         "there is a judge, else `acceptance`; for models that answer with numbers `guards`.",
     )
@@ -146,7 +147,8 @@ class ReleasePlan(Section):
         0.05,
         gt=0,
         lt=1,
-        description="A version worse by this in the primary metric is not promoted.",
+        description="A version worse by this in the primary metric is not promoted; where guards "
+        "decide, none that may be worse by what they tolerate and this.",
     )
     alpha: Number = Field(
         0.01, gt=0, lt=0.5,

@@ -241,7 +241,7 @@ function DrainDialog({ deployment, replica, path, onClose, onDone }) {
 }
 
 function RollbackDialog({ deployment, history, path, onClose, onDone }) {
-  const newest = history.find((one) => !["autoscale", "restart", "drain"].includes(one.kind));
+  const newest = history.find((one) => !["autoscale", "restart", "drain", "copies"].includes(one.kind));
   const send = async (form) => {
     await call("POST", path, { why: form.get("why") });
     onDone(`${deployment.name} was rolled back.`);

@@ -282,7 +282,6 @@ class RecorderLine:
         """Hand over all that waits, for the first time or again."""
         self._end = end
         self._away_since_s = None
-        self._status, self._sent_rows, self._done_rows = Status(), 0, 0
         end.send(Kind.HELLO, self._hello)
         for batch in self._batches:
             self._send_batch(batch)
@@ -296,6 +295,8 @@ class RecorderLine:
             self._metrics.traces_dropped.labels("recorder_ended").inc(self._traces_out)
             self._traces_out = 0
         self._trim()
+        # Here and not when there is a new connection, on which a status may be the first thing.
+        self._status, self._sent_rows, self._done_rows = Status(), 0, 0
 
     def _trim(self) -> None:
         """Take what was handled out of the first batch, so that it is not counted again."""
