@@ -71,7 +71,7 @@ def test_rows_round_trip_through_json(database: Database) -> None:
         ({"client_request_id": HALF}, "a\ufffd"),
         ({"client_request_id": LONG}, "x" * 64),
         ({"client_request_id": "\ud83d\ude00"}, "😀"),
-        ({"end_user": LONG * 3}, "x" * MAX_TEXT_CHARS),
+        ({"tags": LONG * 3}, "x" * MAX_TEXT_CHARS),
         ({"end_user": f"{NUL}\\u0000\\"}, "a\ufffdb\\u0000\\"),
         ({"tenant": 5}, None),
         ({"prompt_tokens": 2**31}, None),
