@@ -16,8 +16,9 @@ from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.compress.pipeline import PipelineResult, check_compress, run_pipeline
-from thrifty.errors import CompressionError
+from thrifty.errors import CompressionError, FleetError
 from thrifty.evaluate.answers import ANSWERS, DEFAULT_SETS
+from thrifty.evaluate.gate import ANSWERS_KEPT
 from thrifty.home import Home
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Format, Progress
@@ -268,7 +269,17 @@ def test_a_pruned_chat_model_is_asked_questions_and_they_are_shown(
         )
         return [one.kind for one in found.stages[-1].measured]
 
-    assert ANSWERS in make(prune=PRUNE, quantize="none")
+    def refuse(*anything: Any) -> Any:
+        raise FleetError("no core is free")
+
+    keys = {"prune": PRUNE, "quantize": "none", "max_drop": 0.99, **held_out}
+    compress = CompressSpec.model_validate(keys)
+    unasked = run_pipeline(compress, source, store=store, home=home, serve=refuse)
+    assert unasked.verdict is not None
+    assert unasked.verdict.failed == [ANSWERS_KEPT]
+    assert "no core is free" in str(find_failure(store, unasked.result[0]))
+    assert ANSWERS in make(prune=PRUNE, quantize="none", max_drop=0.99)
+    assert find_failure(store, unasked.result[0]) is None
     assert "the gate" in told[-1]
     shown = told[-11:-1]
     label = source[0].label

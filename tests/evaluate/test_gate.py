@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from tests.artifacts.models import Llama
 from tests.control.test_plan import load, make, plan, write_model
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts.remotes.push import _collect_measurements
 from thrifty.artifacts.sources import fetch_model
-from thrifty.artifacts.verdicts import find_failure
+from thrifty.artifacts.verdicts import GATE, find_failure
 from thrifty.errors import EvaluationError, GateError
 from thrifty.evaluate.gate import (
     ANSWERS_KEPT,
@@ -65,6 +67,20 @@ def test_a_few_right_answers_say_too_little() -> None:
         judge({}, given(5, 0), 0.25)
 
 
+def test_a_model_that_could_not_be_asked_does_not_pass() -> None:
+    verdict = judge({"chat": 1.01}, None, 0.25, unasked="no server started")
+    assert not verdict.passed
+    assert verdict.failed == [ANSWERS_KEPT]
+    assert verdict.as_dict()["notes"] == ["the answers kept are not judged: no server started"]
+    text = describe_verdict("small@v1", "smol@v1", verdict, ["prune"])
+    assert "fails the gate" in text
+    assert "no server started" in text
+    json.dumps(verdict.as_dict(), allow_nan=False)
+    beyond = judge({"chat": 2.0}, None, 0.25, unasked="no server started")
+    assert set(beyond.failed) == {ANSWERS_KEPT, "chat"}
+    assert "chat 50.0%" in describe_verdict("small@v1", "smol@v1", beyond, ["prune"])
+
+
 def test_a_failure_says_what_drops_by_how_much_and_what_helps() -> None:
     verdict = Verdict(0.25, {"chat": 0.62, "web": 0.1, ANSWERS_KEPT: 1.0})
     text = describe_verdict("small@v1", "smol@v1", verdict, ["distill", "prune"])
@@ -103,6 +119,65 @@ def test_what_is_made_from_a_failed_model_is_failed_until_it_is_judged_itself(
     assert find_failure(store, smaller[0]) is None
     record_verdict(store, *small, root[0], judge({"chat": 3.0}, None, 0.8))
     assert find_failure(store, small[0]) is None
+
+
+def test_a_pass_clears_a_failure_only_beside_its_reference_and_on_all_that_failed(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "models")
+    origin = add(store, tmp_path / "o", "origin", 4)
+    root = add(store, tmp_path / "a", "root", 1, origin[1])
+    small = add(store, tmp_path / "b", "small", 2, root[1])
+    smaller = add(store, tmp_path / "c", "smaller", 3, small[1])
+
+    def passed(model: Any, beside: Any, *domains: str, answers: Any = None) -> None:
+        ratios = dict.fromkeys(domains, 1.0)
+        record_verdict(store, *model, beside[0], judge(ratios, answers, 0.25))
+
+    failed = judge({"chat": 3.0, "web": 3.0}, given(80, 20), 0.25)
+    message = record_verdict(store, *small, root[0], failed)
+    passed(smaller, small, "chat", "web", answers=given(80, 80))
+    assert find_failure(store, smaller[0]) == message, "it is close to a model that failed"
+    passed(small, small, "chat", "web", answers=given(80, 80))
+    passed(small, root, "chat", "web")
+    passed(small, root, "encyclopedia", answers=given(80, 80))
+    assert find_failure(store, small[0]) == message
+    assert _collect_measurements(store, smaller[0])[-1].values["message"] == message
+    passed(smaller, origin, "chat", "code", "web", answers=given(5, 5))
+    assert find_failure(store, smaller[0]) is None, "an earlier reference is a harder one"
+    passed(small, root, "chat", "web", answers=given(80, 80))
+    assert find_failure(store, small[0]) is None
+
+
+def test_that_a_model_is_worse_than_what_was_made_from_it_is_not_inherited(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "models")
+    root = add(store, tmp_path / "a", "root", 1)
+    trained = add(store, tmp_path / "b", "trained", 2, root[1])
+    smaller = add(store, tmp_path / "c", "smaller", 3, trained[1])
+    message = fail(store, root, trained[0])
+    assert find_failure(store, root[0]) == message
+    assert find_failure(store, trained[0]) is find_failure(store, smaller[0]) is None
+
+
+def test_a_newer_comparison_with_what_serves_clears_an_older_one_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    root = add(store, tmp_path / "a", "root", 1)
+    small = add(store, tmp_path / "b", "small", 2, root[1])
+
+    def compare(against: str, *, passed: bool) -> None:
+        values = {"passed": passed, "failed": [] if passed else ["right: all"], "message": "worse"}
+        store.record_measurement(small[1].id, GATE, {"against": against}, values)
+
+    compare("v1", passed=False)
+    record_verdict(store, *small, root[0], judge({"chat": 1.0}, None, 0.25))
+    assert find_failure(store, small[0]) == "worse"
+    compare("v2", passed=True)
+    assert find_failure(store, small[0]) is None
+    message = fail(store, small, root[0])
+    compare("v3", passed=True)
+    assert find_failure(store, small[0]) == message
 
 
 def test_a_failed_model_is_served_only_where_that_is_accepted(home: Home, tmp_path: Path) -> None:

@@ -220,10 +220,9 @@ def run_pipeline(
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
         if not stages:
             return PipelineResult(source, stages)
-        if serve is not None:
-            _ask(run, stages[-1], serve, on_stage, on_progress)
         last = stages[-1]
-        verdict = judge_measured(last.measured, compress.max_drop or MAX_DROP)
+        unasked = "" if serve is None else _ask(run, last, serve, on_stage, on_progress)
+        verdict = judge_measured(last.measured, compress.max_drop or MAX_DROP, unasked)
         message = record_verdict(store, last.version, last.artifact, source[0], verdict)
         on_stage(message)
     return PipelineResult(source, stages, verdict, message)
@@ -384,24 +383,26 @@ def _ask(
     serve: ServeModel,
     on_stage: Callable[[str], None],
     on_progress: OnProgress,
-) -> None:
-    """Ask the last stage's model what its source is asked, record the answers, and show some."""
+) -> str:
+    """Ask the last stage's model what its source is asked, record the answers, and show some. Returns
+    why a chat model could not be asked, which its verdict says.
+    """
     version, artifact = stage.version, stage.artifact
     reference = run.suite.reference
     store, home = run.store, run.home
     if not is_chat_model(store, store.load(reference.artifact)):
-        return
+        return ""
     try:
         questions = find_questions(None, home.data, store, on_progress=on_progress)
         request = AnswersRequest(reference, questions, serve)
         asked = measure_answers(store, home.evaluations, version, artifact, request, on_progress)
     except ThriftyError as error:
-        # As for its speed: what was made is good or bad whether or not it could be asked here.
-        on_stage(f"{version.label}: it was not asked questions: {error}")
-        return
+        # What was made is kept with its measurements; only its verdict has to wait for answers.
+        return f"the questions were not asked: {error}"
     stage.measured.append(asked)
     for line in summarize_answers(version.label, asked.values):
         on_stage(line)
+    return ""
 
 
 # Data

@@ -8,6 +8,7 @@ For encoders it is, on each domain, what the rank correlation of similarities la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,26 +40,37 @@ class Verdict:
 
     max_drop: float
     drops: dict[str, float]
-    """By domain, and by `ANSWERS_KEPT` if the model was asked."""
+    """By domain, and by `ANSWERS_KEPT` if the reference has enough answers right."""
     notes: tuple[str, ...] = ()
     """What was not judged, and why."""
+    asked: bool = False
+    """Whether it was asked questions, even if too few answers count."""
+    unasked: str = ""
+    """Why it could not be asked what it has to be asked. It fails then."""
 
     @property
     def failed(self) -> list[str]:
-        """What drops by more than the bound, the largest drop first."""
-        beyond = [name for name, drop in self.drops.items() if drop > self.max_drop]
-        return sorted(beyond, key=lambda name: -self.drops[name])
+        """What drops by more than the bound, or is not known, the largest drop first."""
+        drops = dict.fromkeys([ANSWERS_KEPT] if self.unasked else [], math.inf) | self.drops
+        beyond = [name for name, drop in drops.items() if drop > self.max_drop]
+        return sorted(beyond, key=lambda name: -drops[name])
 
     @property
     def passed(self) -> bool:
-        """Whether every drop is within the bound."""
+        """Whether every drop is known and within the bound."""
         return not self.failed
+
+    @property
+    def judged(self) -> list[str]:
+        """What the verdict is on, by name."""
+        asked = [ANSWERS_KEPT] if self.asked or self.unasked else []
+        return sorted({*self.drops, *asked})
 
     def as_dict(self) -> dict[str, Any]:
         """The key `gate` of commands with `--json`."""
         return {
             "passed": self.passed, "max_drop": self.max_drop, "drops": self.drops,
-            "failed": self.failed, "notes": list(self.notes),
+            "failed": self.failed, "judged": self.judged, "notes": list(self.notes),
         }  # fmt: skip
 
 
@@ -78,30 +90,37 @@ def judge(
     answers: Mapping[str, Any] | None,
     max_drop: float,
     correlations: Mapping[str, float] | None = None,
+    unasked: str = "",
 ) -> Verdict:
     """Judge perplexity ratios by domain, answers (the values of `AnswersReport.as_dict`), and for
-    encoders the rank correlations by domain. Raises `EvaluationError` if there is nothing to judge.
+    encoders the rank correlations by domain. `unasked` says why there are no answers of a model
+    that had to be asked. Raises `EvaluationError` if there is nothing to judge.
     """
     drops = {name: drop_of_ratio(ratio) for name, ratio in ratios.items()}
     drops |= {name: max(0.0, 1 - found) for name, found in (correlations or {}).items()}
-    notes = []
+    notes = [f"the answers kept are not judged: {unasked}"] if unasked else []
     if answers is not None and answers["reference_right"] >= LEAST_RIGHT:
         drops[ANSWERS_KEPT] = 1 - answers["still_right"] / answers["reference_right"]
     elif answers is not None:
-        notes.append(
-            f"the answers kept are not judged: the reference has {answers['reference_right']} "
-            f"right, and at least {LEAST_RIGHT} are needed"
-        )
+        notes.append(describe_few_right(answers["reference_right"]))
     if not drops:
         raise EvaluationError(
             "there is nothing to judge the drop on: evaluate on domains (--domain) or answers "
             "(--answers)"
         )
-    return Verdict(max_drop, drops, tuple(notes))
+    return Verdict(max_drop, drops, tuple(notes), answers is not None, unasked)
 
 
-def judge_measured(measured: Iterable[Measurement], max_drop: float) -> Verdict:
-    """Judge the measurements of one model, made beside one reference. Raises as `judge`."""
+def describe_few_right(right: int) -> str:
+    """Why the answers kept do not count where the reference has only so many right."""
+    return (
+        f"the answers kept are not judged: the reference has {right} right, and at least "
+        f"{LEAST_RIGHT} are needed"
+    )
+
+
+def judge_measured(measured: Iterable[Measurement], max_drop: float, unasked: str = "") -> Verdict:
+    """Judge the measurements of one model, made beside one reference. See `judge`."""
     ratios: dict[str, float] = {}
     correlations: dict[str, float] = {}
     answers = None
@@ -113,7 +132,7 @@ def judge_measured(measured: Iterable[Measurement], max_drop: float) -> Verdict:
             correlations[name] = one.values["rank_correlation"]["spearman"]
         elif one.kind == ANSWERS:
             answers = one.values
-    return judge(ratios, answers, max_drop, correlations)
+    return judge(ratios, answers, max_drop, correlations, unasked)
 
 
 def describe_verdict(label: str, reference: str, verdict: Verdict, steps: Iterable[str]) -> str:
@@ -124,7 +143,14 @@ def describe_verdict(label: str, reference: str, verdict: Verdict, steps: Iterab
             f"{label} passes the gate: beside {reference} it drops by at most "
             f"{verdict.drops[worst]:.1%} ({worst}), and {verdict.max_drop:.0%} are allowed"
         )
-    found = ", ".join(f"{name} {verdict.drops[name]:.1%}" for name in verdict.failed)
+    beyond = [name for name in verdict.failed if name in verdict.drops]
+    if not beyond:
+        return (
+            f"{label} fails the gate: beside {reference}, the answers kept are not judged: "
+            f"{verdict.unasked}. Its domains are within the {verdict.max_drop:.0%} that are allowed; "
+            "run the same command again once the cause is removed"
+        )
+    found = ", ".join(f"{name} {verdict.drops[name]:.1%}" for name in beyond)
     advice = [text for step, text in _STEPS.items() if step in set(steps)]
     advice.append("learn from text of those uses")
     return (
@@ -153,5 +179,7 @@ def record_verdict(
     """Record a verdict with the model; returns it in words."""
     message = describe_verdict(version.label, reference.label, verdict, list_steps(store, version))
     values = {**verdict.as_dict(), "beside": reference.label, "message": message}
-    store.record_measurement(artifact.id, GATE, {"reference": reference.artifact}, values)
+    # A verdict on less leaves one on more beside it.
+    conditions = {"reference": reference.artifact, "judged": verdict.judged}
+    store.record_measurement(artifact.id, GATE, conditions, values)
     return message

@@ -213,10 +213,10 @@ def hash_blob(remote: Remote, entry: FileEntry) -> str:
 
 
 def _collect_measurements(store: Store, version: NamedVersion) -> tuple[Measurement, ...]:
-    """What was measured of a model, with an ancestor's verdict if it has none of its own."""
+    """What was measured of a model, with an ancestor's verdict if that is the one that counts."""
     own = store.read_measurements(version.artifact)
     verdict = find_verdict(store, version)
-    if verdict is None or any(one.kind == verdict.kind for one in own):
+    if verdict is None or verdict in own:
         return own
     return (*own, verdict)
 
