@@ -68,12 +68,14 @@ def killed(home: Home) -> list[str]:
     journal = home.optimizations / "journal.jsonl"
     try:
         wait_until(
-            lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4, timeout_s=240
+            lambda: journal.exists() and journal.read_bytes().count(b'"ended"') >= 4, timeout_s=240
         )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return [json.loads(line)["key"] for line in journal.read_bytes().split(b"\n")[:-1]]
+    lines = [json.loads(line) for line in journal.read_bytes().split(b"\n")[:-1]]
+    # A fault is no end for the next run.
+    return [line["key"] for line in lines if "ended" in line and line["fault"] is None]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_a_killed_search_goes_on_where_it_was(
     searched: tuple[Optimized, list[str]], killed: list[str]
 ) -> None:
     found, steps = searched
-    assert len(killed) >= 4
+    assert len(killed) >= 3
     assert not {key.rpartition(" ")[0] for key in killed} & set(steps)
     assert found.outcome.winner is not None
 
@@ -161,7 +163,7 @@ def test_the_same_search_costs_nothing_and_finds_the_same(
     searched: tuple[Optimized, list[str]], home: Home
 ) -> None:
     again, steps = run(home)
-    assert steps == []
+    assert {step.split()[1] for step in steps} <= {CRASHING.timed.id}, "faults are met anew"
     assert again.outcome.winner is not None
     assert again.registered == searched[0].registered
 
@@ -238,7 +240,8 @@ def test_costs_are_at_the_price_that_a_spec_says(
     spec = home.root / "thrifty.yaml"
     spec.write_text("machine: {watts: 100, per_kwh: 0.25}\n")
     found, steps = run(home, spec=spec)
-    assert steps == [], "another price needs no measurement"
+    faults = {CRASHING.timed.id}
+    assert {step.split()[1] for step in steps} <= faults, "another price needs no measurement"
     told = found.as_dict()
     assert (told["price_per_hour"], told["relative"]) == (0.025, False)
     assert told["price_basis"].startswith("electricity: 100 W at 0.25 a kWh")

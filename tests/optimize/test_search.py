@@ -247,6 +247,93 @@ def test_a_pruned_form_that_is_not_faster_learns_nothing(tmp_path: Path) -> None
     assert {s.status for s in found.standings} == {Status.WINNER, Status.DOMINATED}
 
 
+def test_a_cheaper_form_that_may_be_beyond_the_bound_closes_no_pruned_one(tmp_path: Path) -> None:
+    """4 bits are the fastest and turn out to be beyond the bound; the pruned form is within."""
+    candidates = Candidates(
+        (Candidate(Recipe("int8")), Candidate(Recipe("int4")), pruned(50_000), pruned(800_000))
+    )
+
+    def drop(one: Candidate) -> float:
+        if one.recipe.pruned:
+            return 0.02
+        return 0.101 if one.recipe.scheme == "int4" else 0.01
+
+    def speed(one: Candidate) -> float:
+        return 200.0 if one.recipe.pruned else {"int8": 150.0, "int4": 300.0}[one.recipe.scheme]
+
+    found = search(World(drop, speed, noise=0.01), tmp_path, candidates=candidates)
+    assert found.winner is not None
+    assert found.winner.candidate.recipe.pruned, [(s.status, s.why) for s in found.standings]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("Exception from plugin:\nno memory"), OSError("disk full")],
+)
+def test_what_an_engine_raises_here_fails_its_candidate_alone(
+    tmp_path: Path, error: Exception
+) -> None:
+    class Raising(World):
+        def run(self, step: Step, left_s: Callable[[], float]) -> dict[str, Any]:
+            if step.candidate.recipe.scheme == "w8a8":
+                raise error
+            return super().run(step, left_s)
+
+    found = search(Raising(true_drop, true_speed), tmp_path)
+    assert found.winner is not None
+    assert found.winner.candidate.recipe.scheme == "int8"
+    failed = [one for one in found.standings if one.status is Status.FAILED]
+    assert {one.candidate.recipe.scheme for one in failed} == {"w8a8"}
+    # Its cause may have passed: the next run tries it again.
+    again = search(World(true_drop, true_speed), tmp_path)
+    assert again.winner is not None
+    assert again.winner.candidate.recipe.scheme == "w8a8"
+
+
+def test_a_candidate_that_twice_ends_the_process_fails_until_it_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    world, path = World(true_drop, true_speed), tmp_path / "journal.jsonl"
+    expected = search(world, tmp_path / "whole")
+    assert expected.winner is not None
+    journal = Journal(path)
+    session = Session(world, journal, "one", 3600.0, clock=lambda: world.now_s)
+    step = Step(LOAD, expected.winner.candidate.timed, Goal(0.1).load_s)
+    for _ in range(2):
+        journal.start(session._key(step), "one")  # as a kill leaves it
+    found = search(world, tmp_path)
+    failed = [one for one in found.standings if one.status is Status.FAILED]
+    assert [one.candidate for one in failed] == [expected.winner.candidate]
+    assert "--again" in failed[0].why
+    searching = Search(make_candidates(), Goal(0.1), session)
+    session = Session(world, Journal(path), "one", 3600.0, clock=lambda: world.now_s)
+    session.forget(searching.list_steps())
+    assert Search(make_candidates(), Goal(0.1), session).run().winner is not None
+    assert session.find(step) is not None
+
+
+def test_a_search_that_is_interrupted_twice_in_a_step_goes_on_with_it(tmp_path: Path) -> None:
+    class Interrupted(World):
+        def run(self, step: Step, left_s: Callable[[], float]) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            search(Interrupted(true_drop, true_speed), tmp_path)
+    assert search(World(true_drop, true_speed), tmp_path).winner is not None
+
+
+def test_again_forgets_what_other_searches_measured(tmp_path: Path) -> None:
+    world, path = World(true_drop, true_speed), tmp_path / "journal.jsonl"
+    search(world, tmp_path)
+    ran = len(world.run_steps)
+    session = Session(world, Journal(path), "two", 3600.0, clock=lambda: world.now_s)
+    searching = Search(make_candidates(), Goal(0.1), session)
+    session.forget(searching.list_steps())
+    assert searching.run().winner is not None
+    assert len(world.run_steps) == 2 * ran
+
+
 def test_a_hopeless_pruning_is_told_by_its_short_distillation(tmp_path: Path) -> None:
     candidates = Candidates((Candidate(Recipe("int8")), pruned(50_000), pruned(200_000)))
     world = World(

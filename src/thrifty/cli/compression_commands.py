@@ -355,7 +355,7 @@ def optimize(
     ] = None,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Measure anew what this search measured before."),
+        typer.Option("--again", help="Measure anew all that this search may run."),
     ] = False,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")

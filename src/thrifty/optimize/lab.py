@@ -41,6 +41,7 @@ from thrifty.own_replica import (
     run_replicas,
 )
 from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.version import __version__
 
 Model = tuple[NamedVersion, Artifact]
 
@@ -146,6 +147,8 @@ class MachineLab:
         bench = self._bench
         found: dict[str, Any] = {
             "source": bench.source[1].id, **make_machine_conditions(bench.engine, self._machine),
+            # Recipes and measures may differ between releases.
+            "thrifty": __version__,
         }  # fmt: skip
         if (
             step.kind == MAKE

@@ -31,7 +31,14 @@ from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, CompressionError
 from thrifty.evaluate.answers import DEFAULT_SHORT, find_questions, is_chat_model
-from thrifty.evaluate.gate import MAX_DROP, check_max_drop, judge, record_verdict
+from thrifty.evaluate.gate import (
+    LEAST_RIGHT,
+    MAX_DROP,
+    check_max_drop,
+    describe_few_right,
+    judge,
+    record_verdict,
+)
 from thrifty.evaluate.questions import TWENTY
 from thrifty.evaluate.suite import find_domains, name_default_domains
 from thrifty.home import Home, make_private_folder
@@ -74,7 +81,7 @@ class OptimizeRequest:
     load_s: int = 20
     """How long streams are kept up at the end; a trace has its own duration."""
     again: bool = False
-    """Forget what this search measured before."""
+    """Forget what was measured before of all that this search may run."""
 
     def as_command(self) -> str:
         """The command that repeats it."""
@@ -178,12 +185,13 @@ def optimize(
         )  # fmt: skip
         name = _name_search(request, bench, machine)
         journal = Journal(home.optimizations / "journal.jsonl")
-        if request.again:
-            journal.forget(name)
         session = Session(lab, journal, name, request.budget_s, on_step=on_step)
         search = Search(candidates, goal, session, on_rung)
+        if request.again:
+            session.forget(search.list_steps())
         _require_budget(search, session, request)
         outcome = search.run()
+        notes += _note_few_right(outcome)
         optimized = Optimized(
             request, bench.source[0], f"{bench.engine.kind} {bench.engine.traits.find_version()}",
             machine, load, [one.name for one in bench.domains], len(bench.questions), outcome,
@@ -233,6 +241,14 @@ def make_bench(
         (version, artifact), engine, text, domains, questions, load, objective, request.slo
     )
     return bench, notes
+
+
+def _note_few_right(outcome: Outcome) -> list[str]:
+    """That no answers were judged, where the reference has too few right."""
+    asked = [one.measured["reference_right"] for one in outcome.standings
+             if "reference_right" in one.measured]  # fmt: skip
+    few = max(asked, default=LEAST_RIGHT) < LEAST_RIGHT
+    return [describe_few_right(max(asked))] if few else []
 
 
 def _count_questions(there: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ how anything is measured (`steps.Lab`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from thrifty.evaluate.gate import ANSWERS_KEPT, LEAST_RIGHT
 from thrifty.optimize.candidate import LEARNS, Candidate, Candidates
@@ -100,6 +100,15 @@ class Search:
         """What the first candidate needs from its making to its proof."""
         first = self.standings[0].candidate
         return self._session.predict_s([*self._screen_steps(first), *self._proof_steps(first)])
+
+    def list_steps(self) -> Iterator[Step]:
+        """Every step that it may run."""
+        for candidate in (one.candidate for one in self.standings):
+            yield from (Step(MAKE, one) for one in (candidate, candidate.form, candidate.timed))
+            yield from (Step(JUDGE, candidate.form, n) for n in (SCREEN_TOKENS, MOST_TOKENS))
+            yield from (Step(ASK, candidate.form, number) for number in self._goal.questions)
+            yield from (Step(TRIAL, candidate.timed, TRIAL_S << rung) for rung in range(RUNGS))
+            yield Step(LOAD, candidate.timed, self._goal.load_s)
 
     # The stages
 
@@ -374,9 +383,14 @@ class Search:
     # What goes
 
     def _find_cheaper(self, one: Standing) -> Standing | None:
+        """A form that nothing was taken from, cheaper and no worse: the same one unpruned, or one
+        that is certainly within the bound on its domains.
+        """
+        scheme, bound = one.candidate.recipe.scheme, self._goal.max_drop
         return next(
             (other for other in self._open() if other is not one and costs_less(other, one)
-             and not other.candidate.recipe.pruned), None,
+             and not other.candidate.recipe.pruned
+             and (other.candidate.recipe.scheme == scheme or is_within(other.drops, bound))), None,
         )  # fmt: skip
 
     def _find_worse_part(self, one: Standing) -> str | None:

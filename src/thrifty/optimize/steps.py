@@ -1,8 +1,9 @@
 """Steps of a search, their journal and the budget: what is measured, what it costs, what is left.
 
 Every finished step is a line in the home, with its result or its fault. The same search after a kill
-finds them there and goes on with the minutes that were left; another search of the same model uses
-what it shares. Nothing is started that is predicted not to fit, and what takes longer all the same is
+finds the results there and goes on with the minutes that were left; another search of the same model
+uses what it shares. A fault counts for the run that met it, because its cause may pass; only a step
+that twice ended the whole process fails for good. Nothing is started that is predicted not to fit, and what takes longer all the same is
 stopped when the time is up. Its own files let it resume.
 """
 
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +23,14 @@ from thrifty.errors import ThriftyError
 from thrifty.files import write_atomically
 from thrifty.optimize.candidate import Candidate
 
+log = logging.getLogger(__name__)
+
 Clock = Callable[[], float]
 """Seconds that pass."""
 
 MAKE, JUDGE, ASK, TRIAL, LOAD = "make", "judge", "ask", "trial", "load"
+MOST_STARTS = 2
+"""A step that was started so often, and neither ended nor was stopped, is not started again."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Lab(Protocol):
         ...
 
     def run(self, step: Step, left_s: Callable[[], float]) -> dict[str, Any]:
-        """The result, as JSON. Raises `ThriftyError` where this candidate cannot do it, and
-        `OutOfTime` where `left_s` fell below 0 meanwhile.
+        """The result, as JSON. Raises `ThriftyError`, or what an engine in this process raises, where
+        this candidate cannot do it, and `OutOfTime` where `left_s` fell below 0 meanwhile.
         """
         ...
 
@@ -82,8 +88,8 @@ class Lab(Protocol):
 
 
 class Journal:
-    """The finished steps of all searches in a home: lines of JSON, each synced. The caller holds a
-    lock. A line that a killed process left incomplete is dropped.
+    """The started and the finished steps of all searches in a home: lines of JSON, each synced. The
+    caller holds a lock. A line that a killed process left incomplete is dropped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,38 +97,62 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._by_key = {line["key"]: line for line in self.lines}
+        self._results: dict[str, Result] = {}
+        self._index()
         with path.open("ab") as file:
             file.truncate(sum(len(line) + 1 for line in lines))
 
     def find(self, key: str) -> Result | None:
-        """The result of a step that has ended; None if it has not."""
-        line = self._by_key.get(key)
-        return None if line is None else Result(line["values"], line["fault"])
+        """The result of a step that has ended, or its fault in this run; None if it has not."""
+        return self._results.get(key)
+
+    def start(self, key: str, search: str) -> None:
+        """Record that a step begins, which may end the process."""
+        self._append({"key": key, "search": search, "started": time.time()})
+
+    def count_starts(self, key: str) -> int:
+        """How often a step was started since it last ended or was stopped."""
+        count = 0
+        for line in self.lines:
+            if line["key"] == key:
+                count = count + 1 if "started" in line else 0
+        return count
 
     def add(self, key: str, search: str, result: Result, seconds: float) -> None:
-        """Record a result, and how long it took in which search."""
-        line = {
+        """Record a result, and how long it took in which search. A stopped step has none."""
+        self._append({
             "key": key, "search": search, "values": result.values, "fault": result.fault,
-            "seconds": seconds, "ended": time.time(),
-        }  # fmt: skip
+            "stopped": result.stopped, "seconds": seconds, "ended": time.time(),
+        })  # fmt: skip
+        if not result.stopped:
+            self._results[key] = result
+
+    def _append(self, line: dict[str, Any]) -> None:
         with self._path.open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.lines.append(line)
-        self._by_key[key] = line
 
     def spent_s(self, search: str) -> float:
         """The seconds that the finished steps of a search took."""
-        return float(sum(line["seconds"] for line in self.lines if line["search"] == search))
+        own = (line for line in self.lines if line["search"] == search)
+        return float(sum(line.get("seconds", 0.0) for line in own))
 
-    def forget(self, search: str) -> None:
-        """Drop the steps of a search, so that it measures anew."""
-        self.lines = [line for line in self.lines if line["search"] != search]
-        self._by_key = {line["key"]: line for line in self.lines}
+    def forget(self, search: str, keys: Container[str]) -> None:
+        """Drop the steps of a search, and these of others, so that it measures anew."""
+        self.lines = [
+            line for line in self.lines if line["search"] != search and line["key"] not in keys
+        ]
+        self._index()
         text = b"".join(json.dumps(line).encode() + b"\n" for line in self.lines)
         write_atomically(self._path, text)
+
+    def _index(self) -> None:
+        self._results = {
+            line["key"]: Result(line["values"]) for line in self.lines
+            if "started" not in line and not line.get("stopped") and line["fault"] is None
+        }  # fmt: skip
 
 
 class Session:
@@ -180,26 +210,48 @@ class Session:
         """The result of a step, which is run unless it was before. A fault of its candidate is a
         result; whatever else is raised ends the search.
         """
-        known = self.find(step)
+        known, key = self.find(step), self._key(step)
         if known is not None:
             return known
+        if self._journal.count_starts(key) >= MOST_STARTS:
+            fault = (
+                f"the search itself ended during this step {MOST_STARTS} times; --again tries it"
+            )
+            return Result(fault=fault)
         self._on_step(step, self.left_s)
+        self._journal.start(key, self._search)
         started_s = self._clock()
+        result = Result(stopped=True)
+        try:
+            result = self._try(step)
+        finally:
+            # Also where a signal ends the search: only what nobody can catch leaves a start alone.
+            took_s = self._clock() - started_s
+            self._journal.add(key, self._search, result, took_s)
+        if result.fault is None and not result.stopped:
+            self.lab.learn(step, took_s)
+        return result
+
+    def _try(self, step: Step) -> Result:
         try:
             # As it will be read back.
             values = self.lab.run(step, lambda: self.left_s)
-            result = Result(json.loads(json.dumps(values)))
+            return Result(json.loads(json.dumps(values)))
         except OutOfTime:
-            took_s = self._clock() - started_s
-            self._journal.add(f"stopped {time.time():.3f}", self._search, Result(), took_s)
             return Result(stopped=True)
         except ThriftyError as error:
-            result = Result(fault=str(error))
-        took_s = self._clock() - started_s
-        if result.fault is None:
-            self.lab.learn(step, took_s)
-        self._journal.add(self._key(step), self._search, result, took_s)
-        return result
+            return Result(fault=str(error))
+        except MemoryError:
+            return Result(fault="out of memory")
+        except (RuntimeError, OSError) as error:
+            # OpenVINO and PyTorch report every failure this way, including lack of memory.
+            log.exception("%s of %s failed", step.kind, step.candidate)
+            return Result(fault=str(error).partition("\n")[0][:300] or type(error).__name__)
+
+    def forget(self, steps: Iterable[Step]) -> None:
+        """Drop what this search did, and what any search knows of these steps."""
+        self._journal.forget(self._search, {self._key(step) for step in steps})
+        self._before_s = 0.0
 
     def _key(self, step: Step) -> str:
         text = json.dumps(self.lab.describe(step), sort_keys=True)
