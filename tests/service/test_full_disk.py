@@ -58,7 +58,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Take all that is left of the disk."""
     path = folder / "filler"
-    with path.open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), path.open("wb") as file:
         while True:
             file.write(b"\0" * 65536)
             file.flush()

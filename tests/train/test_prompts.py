@@ -17,7 +17,7 @@ from tests.evaluate.test_conversations import DROPPING
 from tests.parts import running_server
 from thrifty.artifacts.chat_templates import DEFAULT, TOOL_USE
 from thrifty.curate.recipe import Fields
-from thrifty.curate.shapes import make_row
+from thrifty.curate.shapes import Misshapen, make_row
 from thrifty.db import open_database
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
@@ -177,13 +177,15 @@ def test_rows_of_the_request_log_have_the_prompts_that_were_answered(tmp_path: P
         tokenizer = open_tokenizer(name)
         for row in rows:
             body = asked[row["provenance"]["response"]]
-            kept = make_row(row, "sft", "auto", Fields())
-            assert {key: row[key] for key in row if key != "provenance"} == kept
             parsed = parse_row(json.dumps(row).encode(), 1, Method.SFT)
             if isinstance(parsed, str):
                 assert parsed == "tools", "only calls of tools that the model was not told of"
                 assert body["tool_choice"] == "none"
+                with pytest.raises(Misshapen, match="no_tools"):
+                    make_row(row, "sft", "auto", Fields())
                 continue
+            kept = make_row(row, "sft", "auto", Fields())
+            assert {key: row[key] for key in row if key != "provenance"} == kept
             found = encode_row(parsed, Method.SFT, tokenizer, 4096)
             if isinstance(found, str):
                 assert found == "form"

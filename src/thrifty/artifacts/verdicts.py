@@ -2,9 +2,9 @@
 
 A failure holds for what is made from the model, too, so that a failed checkpoint is not served in
 another form. A later verdict, or one on what was made from the model, clears it only where it could
-have failed for the same reason: a bound on drops beside the same reference or one that this was made
-from, on all that failed; and the comparison with a version that serves (`thrifty gate`) in a newer
-comparison.
+have failed for the same reason: a bound on drops beside the same reference or one that this was
+made from, on all that failed; and the comparison with a version that serves (`thrifty gate`) in a
+newer comparison.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ REFERENCE, AGAINST = "reference", "against"
 
 
 def find_verdict(store: Store, version: NamedVersion) -> Measurement | None:
-    """The verdict that counts for a model: a failure that nothing has cleared, or else the newest on
-    the model, or else on the nearest model in its lineage that has one.
+    """The verdict that counts for a model: a failure that nothing has cleared, or else the newest
+    on the model, or else on the nearest model in its lineage that has one.
     """
     passes: list[Measurement] = []
     derived: set[str] = set()

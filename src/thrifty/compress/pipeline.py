@@ -384,8 +384,8 @@ def _ask(
     on_stage: Callable[[str], None],
     on_progress: OnProgress,
 ) -> str:
-    """Ask the last stage's model what its source is asked, record the answers, and show some. Returns
-    why a chat model could not be asked, which its verdict says.
+    """Ask the last stage's model what its source is asked, record the answers, and show some.
+    Returns why a chat model could not be asked, which its verdict says.
     """
     version, artifact = stage.version, stage.artifact
     reference = run.suite.reference

@@ -204,9 +204,9 @@ class RequestLog:
         return self._subjects
 
     def prune(self, keep_s: float, max_rows: int, keep_texts_s: float | None = None) -> int:
-        """Delete rows older than `keep_s`, and what is more than `max_rows`, with their texts, and texts
-        older than `keep_texts_s` (None: as `keep_s`). Of too many, the oldest ones of the tenants with
-        the most go, so that nobody pushes out what others asked.
+        """Delete rows older than `keep_s`, and what is more than `max_rows`, with their texts, and
+        texts older than `keep_texts_s` (None: as `keep_s`). Of too many, the oldest ones of the
+        tenants with the most go, so that nobody pushes out what others asked.
 
         Returns the number of deleted rows. Ids need not be dense: the order is by age, and by id
         only among rows with the same time.

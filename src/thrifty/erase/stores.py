@@ -124,6 +124,7 @@ NOT_OF_PERSONS = {
     "folder:models": "weights; an erasure names those trained on exported rows",
     "folder:run": "processes",
     "folder:recorder_socket": "a socket",
+    "folder:database_note": "the database's URL",
     "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
     "folder:optimizations": "measurements",

@@ -345,8 +345,8 @@ class LogWriter:
 
 
 def redact_client_id(row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
-    """A row of the request log whose `client_request_id` is redacted: what a client calls its request may
-    hold a mail address or a number; names are not looked for in there.
+    """A row of the request log whose `client_request_id` is redacted: what a client calls its
+    request may hold a mail address or a number; names are not looked for in there.
     """
     if row[_CLIENT_ID] is None:
         return row

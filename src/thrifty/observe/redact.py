@@ -450,8 +450,8 @@ def _replace_wrapped(match: re.Match[str], replace: Replace) -> str:
 
 
 def _may_be_wrapped(text: str, digits: int) -> bool:
-    """Whether a number over two lines may be one that is told for sure: a card, one with a country code,
-    or an id with a dash. Two numbers of a column are none.
+    """Whether a number over two lines may be one that is told for sure: a card, one with a country
+    code, or an id with a dash. Two numbers of a column are none.
     """
     if not _MIN_DIGITS <= digits <= _MAX_DIGITS:
         return False

@@ -28,7 +28,7 @@ Message = dict[str, Any]
 ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt"})
 """What a template is given; settings of a request cannot replace it."""
 EFFORT = "reasoning_effort"
-"""The name under which templates take how much a model should reason, the request's field as well."""
+"""The name under which templates take how much a model should reason; the request's field, too."""
 
 
 class TemplateRefusal(Exception):

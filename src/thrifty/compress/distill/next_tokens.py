@@ -183,7 +183,8 @@ class NextTokens(Objective):
     ) -> tuple[Any, Any, Any]:
         """Of the predictions `rows` [N] of all B (T - 1): the student's log-probabilities of the
         teacher's top k tokens and the rest [N, k + 1] (None without a teacher), and those of the
-        text's own next tokens [N]. The hidden states are those of all, [layers + 1, B, T, channels].
+        text's own next tokens [N]. The hidden states are those of all positions,
+        [layers + 1, B, T, channels].
         """
         tokens = torch.stack([torch.from_numpy(example.tokens) for example in examples]).to(device)
         positions = torch.from_numpy(np.stack([_positions(example) for example in examples]))

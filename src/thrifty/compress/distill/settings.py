@@ -23,8 +23,8 @@ class Training(LoopSettings):
     hidden: float = 0.0
     """The weight of the distance between the hidden states, added to the loss."""
     on_policy: float = 0.0
-    """The share of windows in whose place the student writes: another answer to a prompt, or another
-    second half of a text without one."""
+    """The share of windows in whose place the student writes: another answer to a prompt, or
+    another second half of a text without one."""
     answers: bool = True
     """Whether the teacher answers the prompts of conversations, where it can be asked."""
     temperature: float = 1.0
