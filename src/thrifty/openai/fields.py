@@ -310,7 +310,7 @@ REQUIRED: dict[Endpoint, tuple[str, ...]] = {
 ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
 WISHES = frozenset({"prediction", "reasoning_effort", "service_tier", "store", "verbosity"})
 """Fields that every engine takes and need not follow: an answer is right without. They ask for
-speed, brevity, a price, or for OpenAI to keep the answer, which it does not do for everybody either."""
+speed, brevity, a price, or for OpenAI to keep the answer, which it does not always do either."""
 
 _INSTEAD = {
     "logit_bias": "remove it, or use an engine that can: 'llamacpp', 'vllm', or 'remote'",
