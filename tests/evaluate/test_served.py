@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         places: list[Any] = [None]
         tokens = body["prompt"]
         for last, token in itertools.pairwise(tokens):
-            row = SERVED.table[last]
+            row = self.says.get("model", SERVED).table[last]
             told = {*np.argsort(-row)[: body.get("prompt_logprobs", 0)].tolist(), token}
             places.append({str(t): {"logprob": float(row[t])} for t in told})
         self.answer({"choices": [{"text": "abc", "prompt_logprobs": places}]})
@@ -115,6 +115,20 @@ async def test_a_server_of_ours_tells_by_names_what_it_thinks_of_a_prompt() -> N
     known = np.isfinite(found.logprobs).sum(axis=1)
     assert known.tolist() == [len(one) for one in told["top_logprobs"][1 : len(tokens)]]
     assert (np.nanargmax(found.logprobs, axis=1) == found.top).all()
+
+
+def test_another_model_under_the_same_name_is_another(url: str) -> None:
+    first = open_served(url).identity
+    assert open_served(url).identity == first
+    Handler.says["model"] = Bigram(1, 0.31)
+    second = open_served(url).identity
+    assert second != first
+    answer = {"choices": [{"text": "abc"}]}
+    Handler.says["completion"] = answer  # it tells no log-probabilities
+    third = open_served(url).identity
+    assert len({first, second, third}) == 3
+    answer["choices"][0]["text"] = "abd"
+    assert open_served(url).identity not in (first, second, third)
 
 
 def test_it_writes_answers(url: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import requests
 
 from thrifty.errors import EvaluationError
@@ -20,6 +23,16 @@ PASSING = frozenset({429, 500, 502, 503, 504})
 REFUSED = frozenset({400, 413, 422})
 """Statuses that say that a request is at fault, and others need not be."""
 LONGEST_WAIT_S = 60.0
+PROBE = "The capital of France is Paris, and seven times eight is"
+"""The text by which a model behind a URL is recognized."""
+FINGERPRINT_DECIMALS = 3
+"""Of values that are compared; batches that others share change later ones."""
+
+
+def fingerprint(values: npt.ArrayLike) -> str:
+    """What tells numbers from others, up to what two answers to the same request differ by."""
+    rounded = np.round(np.asarray(values, np.float64), FINGERPRINT_DECIMALS) + 0.0
+    return hashlib.sha256(rounded.tobytes()).hexdigest()[:16]
 
 
 class RefusedRequest(EvaluationError):

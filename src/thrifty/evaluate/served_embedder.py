@@ -8,7 +8,7 @@ import numpy as np
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Vectors
-from thrifty.evaluate.served import ServedUrl
+from thrifty.evaluate.served import PROBE, ServedUrl, fingerprint
 from thrifty.text.tokenizer import TextTokenizer
 
 MOST_TEXTS = 64
@@ -22,10 +22,12 @@ class ServedEmbedder:
         self.label = url
         self._served = ServedUrl(url)
         self._model = str(self._served.list_models()[0]["id"])
-        self.identity = f"{self._served.base}#{self._model}"
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.width = self.embed([tokenizer.encode("a")]).shape[1]
+        probe = self.embed([tokenizer.encode(PROBE)])
+        self.width = probe.shape[1]
+        # Another model may be served under the same name later.
+        self.identity = f"{self._served.base}#{self._model}@{fingerprint(probe)}"
 
     def embed(self, texts: Sequence[list[int]]) -> Vectors:
         """See `Embedder`."""

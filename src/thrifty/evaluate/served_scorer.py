@@ -16,7 +16,7 @@ import numpy as np
 from thrifty.engines.server.log_probabilities import name_token
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import TokenScores, TopTokens
-from thrifty.evaluate.served import RefusedRequest, ServedUrl
+from thrifty.evaluate.served import PROBE, RefusedRequest, ServedUrl, fingerprint
 from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer
 
@@ -24,6 +24,8 @@ MOST_ALTERNATIVES = 20
 """vLLM's maximum, unless it is configured otherwise (`--max-logprobs`)."""
 MOST_ECHOED = 5
 """OpenAI's maximum in a completion."""
+PROBE_TOKENS = 16
+"""Tokens of the answer by which a model is recognized that tells no log-probabilities."""
 
 
 class ServedScorer:
@@ -43,12 +45,22 @@ class ServedScorer:
             raise EvaluationError(f"{url} does not serve {model!r}; it has {', '.join(names)}")
         self._model = model or names[0]
         entry = described[names.index(self._model)]
-        self.identity = f"{self._served.base}#{self._model}"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         # One token more than the scored ones is sent, and one must be generated.
         self.context_length = int(entry.get("max_model_len") or 1 << 20) - 2
         self._echoes = False
+        self.identity = f"{self._served.base}#{self._model}@{self._recognize()}"
+
+    def _recognize(self) -> str:
+        """What tells another model under the same name: what it says of a text, or after it."""
+        tokens = np.array(self.tokenizer.encode(PROBE), np.int64)
+        try:
+            places = self._read_echo(tokens) if self._echoes else self._read_prompt(tokens)
+            return fingerprint([value for told in places for _, value in sorted(told.items())])
+        except EvaluationError:
+            # It may answer all the same, which is enough for some tasks.
+            return fingerprint(list(self.generate(tokens, PROBE_TOKENS)))
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """Raises `EvaluationError`: a server reveals too little to be a reference."""
