@@ -11,6 +11,7 @@ import pytest
 from tests.engines.test_prompt import find_tokenizer
 from tests.evaluate.bigram import write_text
 from tests.text import templates
+from thrifty.artifacts import Store
 from thrifty.compress.mix import (
     Mix,
     Source,
@@ -20,10 +21,13 @@ from thrifty.compress.mix import (
     read_prompt,
     read_tokens,
 )
-from thrifty.compress.overlap import check_no_overlap, find_repeated_prompts
+from thrifty.compress.overlap import check_apart, check_no_overlap, find_repeated_prompts
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.errors import CompressionError
+from thrifty.errors import CompressionError, SourceError
+from thrifty.evaluate.answers import DEFAULT_SETS
+from thrifty.evaluate.questions import Question
 from thrifty.evaluate.windows import read_windows
+from thrifty.home import Home
 from thrifty.spec.compress import parse_source
 
 
@@ -176,3 +180,31 @@ def test_prompts_that_judge_are_refused_with_their_rows(tmp_path: Path) -> None:
         write(tmp_path / "other.jsonl", {"question": "What is a dune made of?"}), judged
     )
     check_no_overlap(write_text(tmp_path / "text.txt", 1000), judged)
+
+
+def test_all_questions_that_a_model_will_be_asked_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are named, and those that are fetched only when the model is asked."""
+    home, store = Home(tmp_path / "home"), Store(tmp_path / "store")
+    capital = write(tmp_path / "countries.jsonl", {"question": "What is the capital of Peru?", "answer": "Lima"})  # fmt: skip
+    fetched = []
+
+    def fetch(name: str, *_: Any) -> Path:
+        fetched.append(name)
+        if name != "countries":
+            raise SourceError("no network")
+        return capital
+
+    monkeypatch.setattr("thrifty.compress.overlap.fetch_set", fetch)
+    notes: list[str] = []
+    own = Question((("user", "Who wrote the book Dune?"),), ("Herbert",))
+    for text, questions in (
+        ("Who wrote the book Dune?", [("exam.jsonl", own)]), ("What is the capital of Peru?", []),
+    ):  # fmt: skip
+        learned = as_mix(write(tmp_path / "learned.jsonl", {"question": text}))
+        with pytest.raises(CompressionError, match=r"learned\.jsonl, line 1 as"):
+            check_apart(learned, (), home, store, notes.append, questions=questions)
+    learned = as_mix(write(tmp_path / "learned.jsonl", {"question": "Who wrote the book Dune?"}))
+    assert check_apart(learned, (), home, store, notes.append) == learned
+    assert set(fetched) == set(DEFAULT_SETS)

@@ -9,6 +9,7 @@ capital of") are not. Prompts of fewer than 5 words recur by chance and are not 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from thrifty.data.overlap import (
     list_sequences,
     list_words,
 )
-from thrifty.errors import CompressionError
+from thrifty.errors import CompressionError, SourceError
 from thrifty.evaluate.answers import DEFAULT_SETS
 from thrifty.evaluate.questions import TWENTY, Question, read_questions
 from thrifty.evaluate.windows import digest_file, read_texts
@@ -50,10 +51,12 @@ def check_apart(
     store: Store,
     on_note: Callable[[str], None],
     on_progress: OnProgress = ignore_progress,
+    questions: Iterable[tuple[str, Question]] = (),
 ) -> Mix:
     """`check_no_overlap` with what is named, with every domain's judging set, and with the
-    questions that models are asked. These are fetched if a set is learned from; else those that are
-    here are read.
+    questions that models are asked by default. The judging sets are fetched if a set is learned
+    from; else those that are here are read. `questions` are others that models are asked, each with
+    where it stands.
 
     Returns the mix without the prompts of fetched sets that overlap: nobody can remove them there.
     `on_note` is told how many. In a file they are an error. Raises `CompressionError`.
@@ -68,10 +71,10 @@ def check_apart(
 
     paths = list(dict.fromkeys([*judged, *find(LEARNED_FROM)]))
     prompts = [one for path in paths for one in _read_prompts(as_mix(path).sources[0])]
-    questions = [("the questions", question) for question in TWENTY]
-    for path in find(DEFAULT_SETS):
-        questions += [(path.name, question) for question in read_questions(path)]
-    asked = [*prompts, *_list_asked(questions)]
+    known = [*questions, *(("the questions", question) for question in TWENTY)]
+    for path in _find_questions(home, store, on_progress):
+        known += [(path.name, question) for question in read_questions(path)]
+    asked = [*prompts, *_list_asked(known)]
     learned = Mix(tuple(_leave_out(one, asked, home, on_note) for one in learned.sources))
     _check_prompts(learned.sources, asked)
     for path in paths:
@@ -81,6 +84,15 @@ def check_apart(
             make_private_folder(mark.parent)
             mark.touch()
     return learned
+
+
+def _find_questions(home: Home, store: Store, on_progress: OnProgress) -> Iterator[Path]:
+    """The sets of questions that models are asked by default, where they are here or can be
+    fetched: a model that is made now is asked them next.
+    """
+    for name in DEFAULT_SETS:
+        with contextlib.suppress(SourceError):
+            yield fetch_set(name, home.data, store, on_progress)
 
 
 def check_no_overlap(learned: Text, *judged: Path) -> None:

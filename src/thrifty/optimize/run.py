@@ -230,12 +230,13 @@ def make_bench(
     domains = find_domains(named, home.data, store, on_progress)
     notes: list[str] = []
     judged = [domain.path for domain in domains]
-    text = check_apart(text, judged, home, store, notes.append, on_progress)
     questions = []
     if is_chat_model(store, artifact):
         questions = find_questions(request.questions, home.data, store, MOST_QUESTIONS, on_progress)
     else:
         notes.append("the model has no chat template, so its answers were not judged")
+    asked = [(request.questions or "the questions", one) for one in questions]
+    text = check_apart(text, judged, home, store, notes.append, on_progress, asked)
     engine = choose_engine("auto", artifact)
     bench = Workbench(
         (version, artifact), engine, text, domains, questions, load, objective, request.slo
