@@ -28,7 +28,7 @@ from tests.console.site import (
 )
 from tests.parts import running_service, wait_until
 from thrifty.db.feedback import FeedbackFilter, list_feedback
-from thrifty.db.improve import read_run
+from thrifty.db.improve import begin_step, note_progress, read_run
 from thrifty.fleet.ports import find_free_port
 
 # A browser beside two busy loops is slow, and each test looks at many pages.
@@ -130,7 +130,12 @@ async def test_runs_of_the_loop(tmp_path: Path, size: tuple[int, int]) -> None:
         await dialog.get_by_role("button", name="Approve").click()
         await dialog.wait_for(state="detached")
         await page.get_by_text("approve", exact=True).first.wait_for()
-        assert read_run(site.database, waiting).find_outputs("approve") is not None
+        run = read_run(site.database, waiting)
+        assert run.find_outputs("approve") is not None
+        begin_step(site.database, run, "release", {})
+        progress = {"step": "release", "done": 2, "total": 4, "unit": "stages"}
+        note_progress(site.database, run, "release", progress)
+        await open_page(page, f"improve/{waiting}", "release: 2 of 4 stages")
         assert await tab.find_reports() == []
 
 
