@@ -237,7 +237,7 @@ def test_pairs_are_learned_in_other_forms_in_each_epoch(store: Store, tmp_path: 
 def test_auto_keeps_what_teaches_more_and_drops_what_does_not(store: Store, tmp_path: Path) -> None:
     """Made rows answer as the held-out ones do, or not at all as they do."""
     held = write(tmp_path / "held.jsonl", [_say(f"Held {number}?", "Nay, my friend.") for number in range(32)])  # fmt: skip
-    plain = [_say(f"Plain {number}?", "Yes.") for number in range(16)]
+    plain = [_say(f"Plain {number}?", "Nay, my friend." if number < 2 else "Yes.") for number in range(16)]  # fmt: skip
     good = [_say(f"Good {n}?", "Nay, my friend.", method="evolve") for n in range(48)]
     bad = [_say(f"Bad {n}?", "Zzzzzzzz qqq", method="self_instruct") for n in range(48)]
     data = write(tmp_path / "rows.jsonl", [*plain, *good, *bad])
