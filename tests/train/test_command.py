@@ -92,6 +92,35 @@ def test_options_that_cannot_be_are_refused(
     assert said in str(result.exception)
 
 
+def test_distill_has_half_an_hour_unless_asked_otherwise(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv(HOME_VARIABLE, str(home.root))
+    given: list[float | None] = []
+    monkeypatch.setattr(
+        "thrifty.cli.train.run_distill",
+        lambda *_, training, **_others: given.append(training.minutes),
+    )
+    rows = home.root / "rows.jsonl"
+    rows.write_text("")
+    command = [
+        "train",
+        "m",
+        "--data",
+        str(rows),
+        "--out",
+        "x",
+        "--method",
+        "distill",
+        "--teacher",
+        "t",
+    ]
+    for options in ([], ["--minutes", "5"]):
+        assert CliRunner().invoke(app, [*command, *options]).exit_code == 0
+    assert given == [30.0, 5.0]
+
+
 def test_a_missing_extra_is_told_with_its_name(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from thrifty.train import process
     from thrifty.train.run import TrainingRequest, train_model

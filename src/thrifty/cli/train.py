@@ -32,6 +32,7 @@ from thrifty.train.rows import Method
 from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
 
 DISTILL = "distill"
+DISTILL_MINUTES = 30.0
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def _write(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
     """Learn the answers of a teacher to the data's prompts."""
-    if asked.teacher is None or asked.minutes is None:
+    if asked.teacher is None:
         raise TrainingError(
-            "--method distill needs --teacher (a model, or a server's URL) and --minutes; for all "
-            "of its settings see 'thrifty distill --help'"
+            "--method distill needs --teacher (a model, or a server's URL); for all of its settings "
+            "see 'thrifty distill --help'"
         )
     _refuse(
         asked,
@@ -205,8 +206,9 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
         files = [make_log_finder(home)(asked.data.removeprefix(LOG))]
     else:
         files = find_rows(home, asked.data, Method.SFT).learned
+    minutes = DISTILL_MINUTES if asked.minutes is None else asked.minutes
     training = Training(
-        minutes=asked.minutes, learning_rate=asked.learning_rate, lora_rank=asked.lora_rank or 0,
+        minutes=minutes, learning_rate=asked.learning_rate, lora_rank=asked.lora_rank or 0,
         micro_batch=asked.micro_batch or 1, checkpointing=asked.checkpointing, seed=asked.seed,
     )  # fmt: skip
     remote = RemoteTeacher(asked.teacher, asked.teacher_model, asked.teacher_key_env)

@@ -51,7 +51,8 @@ def train(
         float | None, typer.Option(help="How often the rows are read. Default: 3.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="In place of epochs: how long all of it takes.")
+        float | None,
+        typer.Option(help="In place of epochs: how long all of it takes. Default for distill: 30."),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest. Default: by the method.")
