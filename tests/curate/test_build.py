@@ -237,6 +237,20 @@ PARAPHRASED = [
 ]
 
 
+def test_names_and_formulas_that_differ_by_a_sign_are_no_duplicates(
+    home: Home, tmp_path: Path
+) -> None:
+    asked = ["Is C++ compiled?", "Is C# compiled?", "Is C compiled?", "Is 3 < 4 ?", "Is 3 > 4 ?"]
+    again = ["is c++ compiled", "Is 3 <  4?"]
+    rows = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": "That depends."}]}
+        for one in asked + again
+    ]  # fmt: skip
+    built = build(home, [{"path": str(write_lines(tmp_path / "rows.jsonl", rows))}])
+    assert sorted(row["messages"][0]["content"] for row in read_all(built)) == sorted(asked)
+    assert removed(built) == {"exact": 2}
+
+
 def plant(tmp_path: Path, leaks: list[str]) -> list[dict[str, Any]]:
     write_lines(tmp_path / "judged.jsonl", [{"question": q, "answers": ["x"]} for q in QUESTIONS])
     rng = random.Random(5)

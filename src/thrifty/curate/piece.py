@@ -299,7 +299,7 @@ class PieceMaker:
             return
         chosen = [batch[number] for number in kept]
         compared = words if len(kept) == len(batch) else _take(words, kept)
-        digests = digest_words(find_words([join_all(row) for row, _ in chosen]))
+        digests = digest_words(find_words([join_all(row) for row, _ in chosen], symbols=True))
         out.add(chosen, digests, compared, self._recipe, tally)
 
     def _find_length_fault(self, tokens: int | None) -> str | None:

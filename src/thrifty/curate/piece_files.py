@@ -129,10 +129,11 @@ class PieceFiles:
             sequences, starts = find_sequences(words, near.words)
             keys = sign(sequences, starts, self._banding)
             learned = [list_learned(row) for row, _ in batch]
-            asked = digest_words(find_words([find_asked(parts[0]) for parts in learned]))[:, 0]
+            asked = [find_asked(parts[0]) for parts in learned]
+            questions = digest_words(find_words(asked, symbols=True))[:, 0]
             # Other questions, or answers with other labels, are no duplicates, whatever else they
             # share.
-            self._bands.append(keys + asked + (facts["label"] > 0).astype(np.uint64))
+            self._bands.append(keys + questions + (facts["label"] > 0).astype(np.uint64))
             facts["unique"], facts["unique_count"] = self._write_unique(sequences, starts)
             parts = find_words([part for parts in learned for part in parts])
             begins, counts = self._write_unique(*find_sequences(parts, near.words))

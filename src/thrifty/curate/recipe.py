@@ -121,7 +121,9 @@ class Embeddings(Section):
 class Deduplicate(Section):
     """What counts as the same row. The first one stays."""
 
-    exact: bool = Field(True, description="The same words, whatever their case and marks.")
+    exact: bool = Field(
+        True, description="The same words and symbols, whatever their case and marks."
+    )
     near: Annotated[Near | None, short("similarity")] = Field(
         Near(), description="Near-duplicates: a similarity, or false."
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _WITHOUT_SPACES = (
     (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF),
 )  # fmt: skip
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+_OPERATORS = "#%&*/@\\^"
+"""Marks that tell names and formulas apart as mathematical symbols and currencies do: `C#`, `a / b`."""
 
 
 class Words(NamedTuple):
@@ -49,7 +52,7 @@ class Words(NamedTuple):
 
 
 @functools.cache
-def _tables() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _tables(symbols: bool) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """For every code point: whether it is part of a word, and whether it is one by itself."""
     part = np.zeros(0x110000, np.bool_)
     part[[code for code in range(0x110000) if chr(code).isalnum()]] = True
@@ -57,6 +60,10 @@ def _tables() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     alone = np.zeros(0x110000, np.bool_)
     for first, last in _WITHOUT_SPACES:
         alone[first : last + 1] = True
+    if symbols:
+        signs = [c for c in range(0x110000) if unicodedata.category(chr(c)) in ("Sm", "Sc")]
+        signs += [ord(mark) for mark in _OPERATORS]
+        part[signs] = alone[signs] = True
     return part, alone & part
 
 
@@ -78,9 +85,11 @@ def mix(values: U64) -> U64:
     return mixed
 
 
-def find_words(texts: Sequence[str]) -> Words:
-    """The words of texts. Characters are held as 32-bit numbers, twice."""
-    part, alone = _tables()
+def find_words(texts: Sequence[str], *, symbols: bool = False) -> Words:
+    """The words of texts; with `symbols`, mathematical signs, currencies and operators are words
+    of their own. Characters are held as 32-bit numbers, twice.
+    """
+    part, alone = _tables(symbols)
     joined = "\n".join(texts).lower()
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     # Lower case can be longer than what was written, so ends are counted in what was joined.
