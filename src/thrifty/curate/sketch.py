@@ -37,7 +37,7 @@ _WITHOUT_SPACES = (
 )  # fmt: skip
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 _OPERATORS = "#%&*/@\\^"
-"""Marks that tell names and formulas apart as mathematical symbols and currencies do: `C#`, `a / b`."""
+"""Operators that tell names and formulas apart, as mathematical symbols do: `C#`, `a / b`."""
 
 
 class Words(NamedTuple):
