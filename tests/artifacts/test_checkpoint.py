@@ -170,10 +170,31 @@ def test_other_rotary_scalings_are_refused(tmp_path: Path, kind: str) -> None:
             load_decoder(tmp_path / "b")
 
 
-def test_linear_scaling_of_a_gguf_is_read(tmp_path: Path) -> None:
-    extra = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+def test_a_factor_without_a_kind_of_scaling_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatRefused, match="does not say how; set `rope_type`"):
+        load(tmp_path, rope_scaling={"factor": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, RopeScaling("linear", 4.0)),
+        ({"rope.scaling.factor": 4.0}, RopeScaling("linear", 4.0)),
+        ({"rope.scale_linear": 4.0}, RopeScaling("linear", 4.0)),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+    ],
+)
+def test_linear_scaling_of_a_gguf_is_read(tmp_path: Path, extra: Any, expected: Any) -> None:
     Llama().write_gguf(tmp_path / "m.gguf", extra=extra)
-    assert load_decoder(tmp_path).shape.rope_scaling == RopeScaling("linear", 4.0)
+    assert load_decoder(tmp_path).shape.rope_scaling == expected
+
+
+def test_a_gguf_of_experts_is_refused(tmp_path: Path) -> None:
+    Llama().write_gguf(tmp_path / "m.gguf", extra={"expert_count": 8})
+    with pytest.raises(
+        FormatRefused, match="a mixture of experts, which only the engine 'llamacpp'"
+    ):
+        load_decoder(tmp_path)
 
 
 def test_rotary_factors_of_a_gguf_are_a_tensor(tmp_path: Path) -> None:
@@ -196,6 +217,12 @@ def test_rotary_factors_of_a_gguf_are_a_tensor(tmp_path: Path) -> None:
 )
 def test_sliding_window_bounds_the_context(tmp_path: Path, changes: Any, context: int) -> None:
     assert load(tmp_path, **changes).context_length == context
+
+
+def test_qwen_slides_only_where_it_says_so(tmp_path: Path) -> None:
+    qwen = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}
+    assert load(tmp_path / "a", **qwen).context_length == 64
+    assert load(tmp_path / "b", **qwen, use_sliding_window=True).context_length == 16
 
 
 def test_sliding_window_of_a_gguf_bounds_the_context(tmp_path: Path) -> None:

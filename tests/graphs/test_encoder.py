@@ -211,7 +211,30 @@ def test_what_the_graph_would_get_wrong_is_refused(
         load_encoder(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("written", "pooling"),
+    [
+        ({"pooling_mode": "cls", "embedding_dimension": 8}, "cls"),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+    ],
+)
+def test_pooling_is_read_as_any_release_of_sentence_transformers_writes_it(
+    tmp_path: Path, written: dict[str, Any], pooling: str
+) -> None:
+    write_pooling(write(tmp_path), "mean_tokens", normalize=True)
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(written))
+    assert load_encoder(tmp_path).shape.pooling == pooling
+
+
 def test_other_poolings_are_refused(tmp_path: Path) -> None:
+    write_pooling(write(tmp_path), "mean_tokens", normalize=True)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    with pytest.raises(FormatRefused, match="the pooling lasttoken is not supported; mean and cls"):
+        load_encoder(tmp_path)
+
+
+def test_poolings_of_older_releases_are_refused(tmp_path: Path) -> None:
     write_pooling(write(tmp_path), "max_tokens", normalize=True)
     with pytest.raises(
         FormatRefused, match="pooling_mode_max_tokens is not supported; mean and cls"

@@ -123,7 +123,8 @@ def test_distill_has_half_an_hour_unless_asked_otherwise(
 
 def test_a_missing_extra_is_told_with_its_name(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from thrifty.train import process
-    from thrifty.train.run import TrainingRequest, train_model
+    from thrifty.train.request import TrainingRequest
+    from thrifty.train.run import train_model
 
     monkeypatch.setattr(process, "find_spec", lambda name: None)
     request = TrainingRequest("m", home.root / "rows.jsonl", Method.SFT, "x")

@@ -163,7 +163,8 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 def train(
     store: Store, home: Path, data: Path, out: str, augment: Augmentation, **more: Any
 ) -> Any:
-    from thrifty.train.run import TrainingRequest, train_model
+    from thrifty.train.request import TrainingRequest
+    from thrifty.train.run import train_model
 
     settings = {"lora_rank": 8, "learning_rate": 2e-2, "epochs": 3, "window": WINDOW, "batch": 8}
     method = more.pop("method", Method.SFT)

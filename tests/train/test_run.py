@@ -26,8 +26,9 @@ from thrifty.data.built import open_set
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import TrainingError
 from thrifty.home import Home
+from thrifty.train.request import TrainingRequest
 from thrifty.train.rows import Method
-from thrifty.train.run import TrainingRequest, train_model
+from thrifty.train.run import train_model
 from thrifty.types import Format
 
 torch = pytest.importorskip("torch")

@@ -275,11 +275,15 @@ def _read_pooling(folder: Path) -> tuple[str, bool]:
     if "Pooling" not in kinds:
         return "mean", "Normalize" in kinds
     pooling = read_json(folder / kinds["Pooling"] / "config.json")
+    # Since 5.4, sentence-transformers writes `pooling_mode: "mean"`; before, a key for each mode.
     modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    named = pooling.get("pooling_mode") or modes
+    modes = [named] if isinstance(named, str) else list(map(str, named))
+    known = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls",
+             "pooling_mode_cls_token": "cls"}  # fmt: skip
     if len(modes) != 1 or modes[0] not in known:
-        named = ", ".join(modes) or "that the model names"
-        raise FormatRefused(f"the pooling {named} is not supported; mean and cls are")
+        wanted = ", ".join(modes) or "that the model names"
+        raise FormatRefused(f"the pooling {wanted} is not supported; mean and cls are")
     return known[modes[0]], "Normalize" in kinds
 
 
@@ -311,7 +315,9 @@ def _read_decoder_shape(
     heads = read_integer(config, "num_attention_heads", path)
     hidden = read_integer(config, "hidden_size", path)
     context = read_integer(config, "max_position_embeddings", path)
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
+    # Qwen's models name a window that they use only if they say so.
+    slides = config.get("use_sliding_window", not DECODERS[architecture].startswith("qwen"))
+    if config.get("sliding_window") and slides:
         # Within the window, sliding and full attention are identical.
         context = min(context, read_integer(config, "sliding_window", path))
     stated = read_number(config, "rope_theta", path, default=10_000.0)
@@ -357,8 +363,12 @@ def _first(ids: tuple[int, ...]) -> int | None:
 
 
 def _read_rope_scaling(scaling: dict[str, Any], path: Path) -> RopeScaling | None:
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind is None and scaling.get("factor", 1.0) != 1.0:
+        raise FormatRefused(
+            f"{path} scales rotary frequencies by a factor and does not say how; set `rope_type` in it"
+        )
+    if kind in (None, "default"):
         return None
     if kind == "linear":
         return RopeScaling("linear", read_number(scaling, "factor", path))
@@ -488,6 +498,10 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
             f"{', '.join(sorted(GGUF_DECODERS))}"
         )
     metadata, path, prefix = file.metadata, file.path, file.architecture
+    if file.get("expert_count", 0):
+        raise FormatRefused(
+            f"{path} is a mixture of experts, which only the engine 'llamacpp' serves"
+        )
 
     def integer(key: str, default: int | None = None) -> int:
         return read_integer(metadata, f"{prefix}.{key}", path, default)
@@ -503,10 +517,12 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
         raise FormatRefused(
             f"{path} rotates {rotated} of {head_dim} dimensions of a head, which is not supported"
         )
-    scaling_kind = file.get("rope.scaling.type", "none")
+    # As llama.cpp: a factor without a type is linear, and older files have it under another name.
+    scaling_kind = file.get("rope.scaling.type", "linear")
     if scaling_kind not in ("none", "linear"):
         raise FormatRefused(f"the rotary scaling {scaling_kind!r} is not supported; linear is")
-    factor = number("rope.scaling.factor", 1.0)
+    factor = number("rope.scaling.factor", number("rope.scale_linear", 1.0))
+    scales = scaling_kind == "linear" and factor != 1.0
     context = integer("context_length", 2048)
     ends = [
         token
@@ -524,7 +540,7 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
         context_length=min(context, integer("attention.sliding_window", context)),
         norm_epsilon=number("attention.layer_norm_rms_epsilon"),
         rope_theta=number("rope.freq_base", 10_000.0),
-        rope_scaling=RopeScaling("linear", factor) if scaling_kind == "linear" else None,
+        rope_scaling=RopeScaling("linear", factor) if scales else None,
         eos_token_ids=tuple(ends),
         bos_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.bos_token_id", path)),
         pad_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.padding_token_id", path)),

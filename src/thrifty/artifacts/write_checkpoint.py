@@ -88,6 +88,10 @@ def make_config(shape: DecoderShape, inner: int, *, tied: bool) -> dict[str, Any
         "rms_norm_eps": shape.norm_epsilon,
         "rope_theta": shape.rope_theta,
         "rope_parameters": rope,
+        # Where transformers before 5, and what builds on it, look for the scaling.
+        "rope_scaling": None
+        if shape.rope_scaling is None
+        else {key: value for key, value in rope.items() if key != "rope_theta"},
         "hidden_act": "silu",
         "tie_word_embeddings": tied,
         "torch_dtype": "float16",

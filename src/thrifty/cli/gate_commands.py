@@ -79,7 +79,7 @@ def check(
     The verdict is kept with the model: `thrifty up` refuses one that failed. Goes on where it was.
     """
     from thrifty.cli.gate_run import read_judge, run_check
-    from thrifty.improve.gate.run import GateRequest
+    from thrifty.improve.gate.request import GateRequest
 
     request = GateRequest(
         candidate, against, data or (), margin, items, tokens, speed,

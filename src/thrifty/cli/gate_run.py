@@ -16,7 +16,8 @@ from thrifty.evaluate.open_model import is_url
 from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.improve.gate.judge import TEXT, Slice
-from thrifty.improve.gate.run import GateRequest, GateResult, run_gate
+from thrifty.improve.gate.request import GateRequest
+from thrifty.improve.gate.run import GateResult, run_gate
 from thrifty.spec.judges import DEPLOYMENT, RemoteJudge, check_judge
 from thrifty.untrusted_text import sanitize_line
 

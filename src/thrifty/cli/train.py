@@ -28,8 +28,9 @@ from thrifty.fleet.controller_note import open_home
 from thrifty.home import Home, find_home, make_private_folder
 from thrifty.train.named_data import NamedRows, find_rows
 from thrifty.train.plot import plot_losses
+from thrifty.train.request import BETA, LORA_RANK, TrainingRequest
 from thrifty.train.rows import Method
-from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
+from thrifty.train.run import train_model
 
 DISTILL = "distill"
 DISTILL_MINUTES = 30.0

@@ -46,7 +46,7 @@ from thrifty.improve.turn import (
 )
 from thrifty.spec.improve import Method
 from thrifty.train.prepare import LEAST_ROWS
-from thrifty.train.run import WINDOW
+from thrifty.train.request import WINDOW
 
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 24, 0.3
 """The share of the rows that is held out; of few rows a larger one, up to 0.3, because the loss on

@@ -24,7 +24,7 @@ from thrifty.db.improve import DONE, find_active_run, read_runs
 from thrifty.db.subjects import open_subjects
 from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.improve.collect import Found, find_feedback
-from thrifty.improve.gate.run import holds_questions
+from thrifty.improve.gate.material import holds_questions
 from thrifty.improve.guards import bound_users
 from thrifty.improve.steps import check_ready
 from thrifty.improve.taught import MOST, list_disliked
@@ -33,7 +33,7 @@ from thrifty.openai.errors import WireError
 from thrifty.release.plan import parse_plan
 from thrifty.spec.improve import ImproveGateSpec
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.train.run import EPOCHS
+from thrifty.train.request import EPOCHS
 
 SAMPLE = 200
 """Rows of which the tokens are counted."""

@@ -32,7 +32,8 @@ from thrifty.db.releases import (
 )
 from thrifty.errors import TrainingError
 from thrifty.fleet.controller_note import read_controller_note
-from thrifty.improve.gate.run import GateRequest, run_gate
+from thrifty.improve.gate.request import GateRequest
+from thrifty.improve.gate.run import run_gate
 from thrifty.improve.turn import (
     ImproveError,
     Turn,
@@ -47,8 +48,9 @@ from thrifty.release.manage import KIND as RELEASE
 from thrifty.release.manage import start_release
 from thrifty.release.plan import parse_plan
 from thrifty.train.named_data import find_rows
+from thrifty.train.request import BETA, LORA_RANK, TrainingRequest
 from thrifty.train.rows import Method
-from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
+from thrifty.train.run import train_model
 from thrifty.train.settings import IMPROVED_NOTHING
 from thrifty.types import Progress
 

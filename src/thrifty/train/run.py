@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
 from thrifty.data.augmentation import AS_IT_IS, PLAIN, Augmentation
-from thrifty.data.built import BuiltSet
 from thrifty.data.token_lengths import identify
 from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import DataError, TrainingError
@@ -45,6 +44,13 @@ from thrifty.train.folders import (
 from thrifty.train.prepare import LOSSES, SOURCES, Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_adapter, register_trained
+from thrifty.train.request import (
+    EPOCHS,
+    WINDOW,
+    TrainingRequest,
+    check_model,
+    check_request,
+)
 from thrifty.train.rows import (
     Method,
     digest_rows,
@@ -56,10 +62,6 @@ from thrifty.types import Family, Format, OnProgress, ignore_progress
 VERSION = 2
 """Increase it when training changes, so that models are trained again."""
 WORKER = "thrifty.train.worker"
-WINDOW = 1024
-EPOCHS = 3.0
-LORA_RANK = 16
-BETA = 0.1
 LEAST_TRIAL_STEPS, TRIAL_SHARE, TRIAL_EVALUATIONS = 20, 0.5, 5
 """A trial of an augmentation takes this share of the training's steps, and at least so many."""
 EVALUATIONS = 10
@@ -92,73 +94,6 @@ _DEFAULTS = {
 }
 
 
-@dataclass(frozen=True)
-class TrainingRequest:
-    """Which model learns from which rows, and how. None takes the method's default."""
-
-    model: str
-    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or
-    a path."""
-    data: Path | Sequence[Path]
-    """JSON lines (`rows`), in one file or several."""
-    method: Method
-    out: str
-    """The new model's name."""
-    data_name: str | None = None
-    """What the lineage calls the data. Default: the file's name."""
-    held_out: Path | Sequence[Path] | None = None
-    """Rows to evaluate on during the training. Default: a tenth of `data`, by prompt."""
-    epochs: float | None = None
-    """Passes over the rows; this or `minutes`. Default: 3 epochs."""
-    minutes: float | None = None
-    learning_rate: float | None = None
-    lora_rank: int = LORA_RANK
-    """0 trains all weights."""
-    adapter: bool = False
-    """Keep the low-rank changes beside the base model, and do not merge them."""
-    window: int | None = None
-    """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
-    batch: int | None = None
-    """Rows in a step."""
-    micro_batch: int | None = None
-    """Rows that are computed at once."""
-    beta: float = BETA
-    sft_weight: float = 0.0
-    """In DPO, how much of the loss of SFT on the chosen answers is added."""
-    checkpointing: bool = False
-    processes: int = 1
-    """How many processes train together: one for each GPU."""
-    ray: str | None = None
-    """The address of a Ray cluster's head: the training runs on a node of it."""
-    seed: int = 0
-    patience: int = 4
-    resume: bool = False
-    """Refuse to begin: there must be a training that was stopped."""
-    restart: bool = False
-    """Begin anew: a training that was stopped is left."""
-    data_set: BuiltSet | None = None
-    """The built set that the files are of."""
-    refresh: Callable[[], None] | None = None
-    """Writes `data` anew. It is called unless a training on what is there was stopped."""
-    augment: Augmentation = AS_IT_IS
-    """Which other forms of rows are learned."""
-
-    @property
-    def files(self) -> list[Path]:
-        """The files of rows to learn from."""
-        return [self.data] if isinstance(self.data, Path) else list(self.data)
-
-    @property
-    def held_out_files(self) -> list[Path]:
-        """The files of rows to evaluate on; none where some of the others are held out."""
-        return [self.held_out] if isinstance(self.held_out, Path) else list(self.held_out or ())
-
-    @property
-    def name(self) -> str:
-        """What the lineage and messages call the data."""
-        return self.data_name or ", ".join(path.name for path in self.files)
-
-
 def train_model(
     store: Store,
     home: Home,
@@ -177,38 +112,15 @@ def train_model(
     absent = not all(path.is_file() for path in request.files)
     if request.refresh is not None and absent:
         request.refresh()
-    _check(request)
+    check_request(request)
     version, artifact = fetch_model(store, request.model, on_progress=on_progress)
-    family = artifact.description.family
-    if family not in (Family.DECODER, Family.ENCODER):
-        raise TrainingError(f"{version.label} is {family.with_article}, which is not trained here")
-    encoder = family is Family.ENCODER
-    if encoder != (request.method is Method.CONTRASTIVE):
-        fitting = "contrastive" if encoder else "sft, dpo or kto"
-        raise TrainingError(
-            f"{version.label} is {family.with_article}, which --method {request.method} does not "
-            f"train; take {fitting}"
-        )
-    if encoder and request.adapter:
-        raise TrainingError(
-            f"{version.label} is an encoder, whose changes are always merged; leave --adapter out"
-        )
+    check_model(request, version, artifact)
     # An adapter that becomes another one is trained as its base with its changes, so that no merged
     # model is left in the store.
     again = request.adapter and artifact.description.format is Format.ADAPTER
     source = find_base(store, artifact) if again else (version, artifact)
     plain = make_plain(store, *source, on_progress)
-    tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
-    if not encoder:
-        try:
-            tokenizer.find_template()
-        except WireError as error:
-            raise TrainingError(f"{version.label}: {error.message}") from None
-    if request.data_set is not None:
-        try:
-            request.data_set.check_tokenizer(identify(tokenizer))
-        except DataError as error:
-            on_note(f"{error}. This training counts tokens itself, and sets aside what is too long")
+    tokenizer = _load_tokenizer(store, plain, request, on_note)
     made_from = artifact.id if again else plain[1].id
     recipe = _describe(request, tokenizer)
     folder = find_folder(home, made_from, recipe)
@@ -266,6 +178,27 @@ def train_model(
             )
     shutil.rmtree(folder, ignore_errors=True)
     return found
+
+
+def _load_tokenizer(
+    store: Store, plain: tuple[NamedVersion, Artifact], request: TrainingRequest, on_note: OnNote
+) -> TextTokenizer:
+    """The model's tokenizer. Raises `TrainingError` for a chat model without a template; a data set
+    that was built with another tokenizer is noted.
+    """
+    version, artifact = plain
+    tokenizer = TextTokenizer.load(store.folder_of(artifact.id))
+    if artifact.description.family is Family.DECODER:
+        try:
+            tokenizer.find_template()
+        except WireError as error:
+            raise TrainingError(f"{version.label}: {error.message}") from None
+    if request.data_set is not None:
+        try:
+            request.data_set.check_tokenizer(identify(tokenizer))
+        except DataError as error:
+            on_note(f"{error}. This training counts tokens itself, and sets aside what is too long")
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -449,37 +382,6 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
         "started_s": time.monotonic(), "budget_s": 60 * request.minutes, "spent_s": preparing_s,
         "deadline_s": began_s + 60 * request.minutes - spent_s,
     }  # fmt: skip
-
-
-def _check(request: TrainingRequest) -> None:
-    if request.epochs is not None and request.minutes is not None:
-        raise TrainingError("set how long it lasts: either --epochs or --minutes")
-    if request.adapter and not request.lora_rank:
-        raise TrainingError(
-            "an adapter holds low-rank changes, and --lora-rank 0 trains all weights; leave one of "
-            "them out"
-        )
-    if request.ray is not None and request.minutes is not None:
-        raise TrainingError(
-            "minutes are counted by a clock of this machine; set --epochs for a training on a Ray "
-            "cluster"
-        )
-    if request.augment.auto and request.minutes is not None:
-        raise TrainingError(
-            "augment: auto compares trainings of as many steps; set --epochs, not --minutes, or name "
-            "what to use (--augment noise)"
-        )
-    if request.epochs is not None and not 0 < request.epochs < float("inf"):
-        raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
-    for name in ("batch", "micro_batch", "processes"):
-        value = getattr(request, name)
-        if value is not None and value < 1:
-            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    if request.window is not None and request.window < 32:
-        raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
-    for path in (*request.files, *request.held_out_files):
-        if not path.is_file():
-            raise TrainingError(f"{path} is no file; rows are read from a file of JSON lines")
 
 
 def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from thrifty.errors import EvaluationError
 from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.improve.gate.run import GateRequest, run_gate
+from thrifty.improve.gate.request import GateRequest
+from thrifty.improve.gate.run import run_gate
 
 pytestmark = pytest.mark.engine
 

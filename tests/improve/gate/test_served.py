@@ -17,9 +17,11 @@ from thrifty.artifacts.verdicts import find_failure
 from thrifty.evaluate.gate_record import verify_record
 from thrifty.evaluate.questions import SHORT_REQUEST
 from thrifty.home import Home
-from thrifty.improve.gate.run import GateRequest, run_gate
+from thrifty.improve.gate.request import GateRequest
+from thrifty.improve.gate.run import run_gate
+from thrifty.train.request import TrainingRequest
 from thrifty.train.rows import Method
-from thrifty.train.run import TrainingRequest, train_model
+from thrifty.train.run import train_model
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
