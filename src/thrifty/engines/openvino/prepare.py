@@ -105,7 +105,8 @@ def prepare_model(
         except OSError as error:
             raise ArtifactError(f"the model could not be written to {target}: {error}") from None
         except OverflowError as error:
-            raise FormatRefused(f"the weights do not fit 16 bits: {error}; choose int8") from None
+            other = "; choose int8" if scheme != "int8" else ""
+            raise FormatRefused(f"the weights do not fit 16 bits: {error}{other}") from None
         except RuntimeError as error:
             # OpenVINO tells of a full disk, too, as a RuntimeError.
             raise ArtifactError(f"OpenVINO could not convert {version.label}: {error}") from None
