@@ -495,8 +495,8 @@ def _check_layers(
     names: Iterable[str], before: str, known: Collection[str], shape: DecoderShape,
     tensors: Tensors, source: Path,
 ) -> None:  # fmt: skip
-    """Raise `FormatRefused` for a tensor of a layer that would be left out, and `IntegrityError` where
-    a layer lacks the norms of its kind: both give wrong answers without a sign.
+    """Raise `FormatRefused` for a tensor of a layer that would be left out, and `IntegrityError`
+    where a layer lacks the norms of its kind: both give wrong answers without a sign.
     """
     for name in names:
         _, found, rest = name.partition(before)

@@ -210,8 +210,8 @@ def _read_parquet(path: Path, piece: Piece) -> Iterator[Found]:
 
 
 def _list_rows(batch: Any) -> Iterator[Record | Broken]:
-    """The rows of a batch of Arrow. Its values are not checked before they are read: texts may not be
-    UTF-8, and times finer or farther than Python's.
+    """The rows of a batch of Arrow. Its values are not checked before they are read: texts may not
+    be UTF-8, and times finer or farther than Python's.
     """
     try:
         yield from map(_drop_filled, batch.to_pylist())
