@@ -19,6 +19,7 @@ from thrifty.artifacts.checkpoint import (
     load_decoder,
     load_encoder,
 )
+from thrifty.artifacts.inspect import inspect_model
 from thrifty.errors import FormatRefused, IntegrityError
 
 LLAMAS = {
@@ -124,6 +125,99 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
         load_decoder(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["self_attn.sinks", "self_attn.q_proj.lora_A.weight", "mlp.up_proj.weight_scale",
+     "input_layernorm.bias", "post_feedforward_layernorm.weight"],
+)  # fmt: skip
+def test_tensors_that_would_be_left_out_are_refused(tmp_path: Path, name: str) -> None:
+    more = {f"model.layers.1.{name}": np.ones(4, np.float32)}
+    llama = Llama()
+    llama.write_safetensors(tmp_path, tensors={**llama.make_tensors(), **more})
+    with pytest.raises(FormatRefused, match=f"'model.layers.1.{name}', which models of the kind"):
+        load_decoder(tmp_path)
+
+
+def test_experts_of_a_gguf_are_refused(tmp_path: Path) -> None:
+    more = {"blk.0.ffn_gate_inp.weight": np.ones((4, 32), np.float32)}
+    Llama().write_gguf(tmp_path / "m.gguf", extra_tensors=more)
+    with pytest.raises(FormatRefused, match=r"'blk.0.ffn_gate_inp.weight', which models of the"):
+        load_decoder(tmp_path)
+
+
+def test_tensors_that_are_computed_anew_may_be_there(tmp_path: Path) -> None:
+    llama = Llama()
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    llama.write_safetensors(tmp_path, tensors={**llama.make_tensors(), **more})
+    assert load_decoder(tmp_path).shape.layers == 2
+
+
+def test_a_missing_norm_of_heads_is_named(tmp_path: Path) -> None:
+    llama = Llama(kind="qwen3")
+    name = "model.layers.1.self_attn.k_norm.weight"
+    tensors = {key: values for key, values in llama.make_tensors().items() if key != name}
+    llama.write_safetensors(tmp_path / "a", tensors=tensors)
+    llama.write_gguf(tmp_path / "b" / "m.gguf", leave_out=("blk.1.attn_k_norm.weight",))
+    for folder in ("a", "b"):
+        with pytest.raises(IntegrityError, match=f"no tensor '{name}'"):
+            load_decoder(tmp_path / folder)
+
+
+def write_shards(folder: Path, llama: Llama) -> None:
+    llama.write_safetensors(folder)
+    (folder / "model.safetensors").unlink()
+    tensors, places = llama.make_tensors(), {}
+    for part in range(2):
+        name = f"model-{part + 1:05}-of-00002.safetensors"
+        shard = dict(list(tensors.items())[part::2])
+        write_safetensors(folder / name, shard)
+        places |= dict.fromkeys(shard, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def test_files_that_the_index_does_not_name_are_no_part(tmp_path: Path) -> None:
+    """A checkpoint that was saved again in fewer parts leaves some of the old ones behind."""
+    write_shards(tmp_path, Llama())
+    old = Llama(seed=1).make_tensors()
+    write_safetensors(tmp_path / "model-00003-of-00003.safetensors", old)
+    found = load_decoder(tmp_path).tensors
+    for name, expected in Llama().make_tensors().items():
+        np.testing.assert_allclose(found.read_tensor(name), expected, atol=2e-3)
+    count = sum(values.size for values in old.values())
+    assert inspect_model(tmp_path).parameters == count
+    # A whole file goes first, as in transformers.
+    write_safetensors(tmp_path / "model.safetensors", old)
+    name = "model.norm.weight"
+    found = load_decoder(tmp_path).tensors
+    np.testing.assert_allclose(found.read_tensor(name), old[name], atol=2e-3)
+
+
+def test_parts_that_are_missing_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, Llama())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(IntegrityError, match=r"lacks parts of a model: model-00002-of-00002"):
+        inspect_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}']
+)
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    write_shards(tmp_path, Llama())
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"index.json is damaged"):
+        inspect_model(tmp_path)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    llama = Llama()
+    llama.write_safetensors(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    write_safetensors(tmp_path / "b.safetensors", llama.make_tensors())
+    with pytest.raises(IntegrityError, match=r"a.safetensors both hold the tensor"):
+        load_decoder(tmp_path)
+
+
 # settings
 
 
@@ -151,6 +245,7 @@ LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
         ({"rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}}, LLAMA3),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 7.0, **LLAMA3_SCALING}}, LLAMA3),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, None),
+        ({"rope_parameters": {"rope_theta": 7.0}}, None),
     ],
 )
 def test_rotary_scaling_is_read(tmp_path: Path, changes: Any, expected: Any) -> None:
@@ -170,9 +265,19 @@ def test_other_rotary_scalings_are_refused(tmp_path: Path, kind: str) -> None:
             load_decoder(tmp_path / "b")
 
 
-def test_a_factor_without_a_kind_of_scaling_is_refused(tmp_path: Path) -> None:
+def test_rotary_settings_may_all_be_under_the_old_name(tmp_path: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}
+    shape = load(tmp_path, rope_scaling=rope)
+    assert (shape.rope_theta, shape.rope_scaling) == (7.0, RopeScaling("linear", 2.0))
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_rotary_settings_that_would_be_passed_over_are_refused(tmp_path: Path, key: str) -> None:
+    layers = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}}
+    with pytest.raises(FormatRefused, match="differ between layers"):
+        load(tmp_path, **{key: layers})
     with pytest.raises(FormatRefused, match="does not say how; set `rope_type`"):
-        load(tmp_path, rope_scaling={"factor": 8.0})
+        load(tmp_path, **{key: {"factor": 2.0}})
 
 
 @pytest.mark.parametrize(
@@ -263,6 +368,19 @@ def test_left_out_settings_are_those_of_transformers(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (shape.head_dim, shape.kv_heads, shape.norm_epsilon) == (8, 4, 1e-6)
     assert (shape.rope_theta, shape.bos_token_id, shape.pad_token_id) == (10_000.0, None, None)
+
+
+def test_a_padding_token_may_be_none(tmp_path: Path) -> None:
+    assert load(tmp_path / "a", pad_token_id=-1).pad_token_id is None
+    extra = {"tokenizer.ggml.padding_token_id": 2**32 - 1}
+    Llama().write_gguf(tmp_path / "b" / "m.gguf", extra=extra)
+    assert load_decoder(tmp_path / "b").shape.pad_token_id is None
+
+
+def test_settings_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = Llama().write_safetensors(tmp_path) / "config.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_decoder(tmp_path).shape.layers == 2
 
 
 def test_settings_that_are_null_count_as_left_out(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from tests.curate.made import make_chats, talk, write_lines, write_sentence
 from thrifty.curate import sources
 from thrifty.curate.build import build_data, describe_outcome
+from thrifty.curate.history import read_time
+from thrifty.curate.read import Broken, read_piece
 from thrifty.curate.recipe import Source
 from thrifty.curate.sources import cut_pieces, find_files
 from thrifty.data.built import BuiltSet
@@ -187,3 +189,77 @@ def test_calls_without_tools_are_counted(tmp_path: Path) -> None:
     rows[0]["messages"][1] |= {"content": None, "tool_calls": [call]}
     built = build(tmp_path, write_lines(tmp_path / "rows.jsonl", rows))
     assert describe_outcome(built)["removed"] == {"format": 1}
+
+
+def read(folder: Path, name: str, data: bytes) -> list[Any]:
+    """What is read of a file with these bytes."""
+    (folder / name).write_bytes(data)
+    files = find_files(Source(path=name), 0, folder)
+    return [row for piece in cut_pieces(files, 8_000_000) for _, row in read_piece(files[0], piece)]
+
+
+def test_columns_without_a_name_are_columns(tmp_path: Path) -> None:
+    """Such as the index that pandas writes first, and what a comma at each line's end makes."""
+    rows = read(tmp_path, "a.csv", b",prompt,completion,\n0,q,a,\n")
+    assert [(row["prompt"], row["completion"]) for row in rows] == [("q", "a")]
+    (row,) = read(tmp_path, "b.csv", b",prompt\n0,q,more\n")
+    assert row == Broken("another number of fields than the header")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"prompt,answer,answer\nq,a,b\n", "several columns that are called 'answer'"),
+        ("a.csv", b"prompt;answer\nq;a\n", "separates fields by ';'"),
+        ("a.tsv", b"prompt;answer\nq;a\n", "separates fields by ';'"),
+        (
+            "a.csv",
+            "prompt,answer\nq,a\n".encode("utf-16"),
+            "is written in UTF-16; save it as UTF-8",
+        ),
+        ("a.txt", "words\nmore\n".encode("utf-16"), "is written in UTF-16; save it as UTF-8"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "is written in UTF-16; save it as UTF-8"),
+    ],
+)
+def test_files_that_would_be_read_wrongly_are_errors(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, name, data)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.txt", "a\n\ufeffb\n".encode("utf-8-sig")) == [
+        {"text": "a"}, {"text": "\ufeffb"},
+    ]  # fmt: skip
+    assert read(tmp_path, "a.jsonl", '{"text": "a"}\n'.encode("utf-8-sig")) == [{"text": "a"}]
+    assert read(tmp_path, "a.csv", '"text"\na\n'.encode("utf-8-sig")) == [{"text": "a"}]
+
+
+def test_objects_of_a_column_do_not_get_the_fields_of_others(tmp_path: Path) -> None:
+    """Arrow fills them with nothing, which a chat template would show to the model."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"tools": [{"name": "f", "parameters": {"x": {"type": "string"}}}, {"name": "g", "parameters": {"y": {"type": "string"}}}],
+         "chat_template_kwargs": {"enable_thinking": False}},
+        {"tools": None, "chat_template_kwargs": {"date": "today"}},
+    ]  # fmt: skip
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read(tmp_path, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()) == rows
+
+
+def test_times_that_python_does_not_have_end_no_build(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    times = arrow.array([1_234_567_890_123_456_789, None], arrow.timestamp("ns", "UTC"))
+    parquet.write_table(arrow.table({"text": ["a", "b"], "time": times}), tmp_path / "a.parquet")
+    rows = read(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert [row["text"] for row in rows] == ["a", "b"]
+    assert read_time(rows[0]["time"]) == pytest.approx(1_234_567_890.123_456)
+    far = arrow.array([400_000_000_000_000, 0], arrow.timestamp("ms"))
+    parquet.write_table(arrow.table({"text": ["a", "b"], "time": far}), tmp_path / "b.parquet")
+    rows = read(tmp_path, "b.parquet", (tmp_path / "b.parquet").read_bytes())
+    assert [isinstance(row, Broken) for row in rows] == [True, False]

@@ -57,6 +57,38 @@ def test_labels_of_csv_and_parquet_are_read(label: Any, liked: bool) -> None:
     assert shape({"prompt": "q", "completion": "a", "label": label}, "kto")["label"] is liked
 
 
+LATER = {"role": "user", "content": "and?"}
+SYSTEM = {"role": "system", "content": "be kind"}
+PAIR_PROMPTS: list[tuple[Any, list[Any], list[Any]]] = [
+    ("q", [Q], [Q]),
+    ("q", [Q, A, LATER], [Q, A, LATER]),
+    ([Q, A, LATER], [LATER], [Q, A, LATER]),
+    ([SYSTEM, Q], [Q, A, LATER], [SYSTEM, Q, A, LATER]),
+    ([SYSTEM, Q], [SYSTEM, Q], [SYSTEM, Q]),
+]
+
+
+@pytest.mark.parametrize(("prompt", "repeated", "expected"), PAIR_PROMPTS)
+def test_answers_of_a_pair_may_go_on_with_the_prompt(
+    prompt: Any, repeated: list[Any], expected: list[Any]
+) -> None:
+    row = shape({"prompt": prompt, "chosen": [*repeated, A], "rejected": [*repeated, B]}, "dpo")
+    assert row == {"prompt": expected, "chosen": [A], "rejected": [B]}
+
+
+def test_answers_to_other_prompts_are_no_pair() -> None:
+    for one, two in (([LATER], [LATER]), ([Q], [LATER]), ([Q], [])):
+        with pytest.raises(Misshapen, match="no_pair"):
+            shape({"prompt": "q", "chosen": [*one, A], "rejected": [*two, B]}, "dpo")
+
+
+def test_fields_that_are_null_count_as_left_out() -> None:
+    pair = {"messages": None, "prompt": "q", "chosen": "a", "rejected": "b"}
+    assert shape(pair, "dpo")["prompt"] == [Q]
+    texts = {"query": None, "anchor": "q", "positive": "a", "negative": None}
+    assert shape(texts, "contrastive") == {"query": "q", "positive": "a"}
+
+
 def test_a_judged_row_without_a_label_says_so() -> None:
     with pytest.raises(Misshapen, match="no_label"):
         make_row({"prompt": "q", "completion": "a"}, "sft", "judged", Fields())

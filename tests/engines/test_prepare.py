@@ -125,6 +125,16 @@ def test_end_of_sequence_is_guessed_only_where_nobody_says(store: Store) -> None
 # what is refused
 
 
+def test_tokens_that_the_model_does_not_have_are_refused(store: Store) -> None:
+    """The engine would read zeros for them, or what lies behind the table."""
+    tokenizer = make_tokenizer().tokenizer
+    tokenizer.add_special_tokens(["<|pad|>"])
+    with pytest.raises(
+        FormatRefused, match=r"has a token 257 \('<\|pad\|>'\), but the model only 257"
+    ):
+        prepare(store, put(store, tokenizer=tokenizer), "int8")
+
+
 def test_tokens_behind_an_answer_in_a_template_end_it(store: Store) -> None:
     """No list has these tokens; the template shows what they are for."""
     tokenizer = make_tokenizer().tokenizer

@@ -187,3 +187,24 @@ def test_tensor_of_another_size_is_refused() -> None:
         read_weight(Tensors(), "w", None, 5)
     with pytest.raises(IntegrityError, match=r"is 3 x 4, and .* say 12; fetch the model again"):
         read_weight(Tensors(), "w", 12)
+
+
+@pytest.mark.parametrize(("scheme", "value"), [("int4", 1e6), ("int8", 1e7)])
+def test_scales_that_do_not_fit_are_refused(scheme: str, value: float) -> None:
+    """They would be infinite, and every logit no number."""
+    values = np.ones((2, 64), np.float32)
+    values[0, 0] = value
+    with pytest.raises(OverflowError, match="too large for a scale in float16"):
+        linear_weight(values, scheme)
+
+
+def test_vectors_are_finite() -> None:
+    class One:
+        def __contains__(self, name: str) -> bool:
+            return True
+
+        def read_tensor(self, name: str) -> Array:
+            return np.array([1, np.nan], np.float32)
+
+    with pytest.raises(IntegrityError, match="not a finite number"):
+        read_weight(One(), "norm", 2)

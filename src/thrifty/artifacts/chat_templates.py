@@ -28,13 +28,13 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
     replace what `tokenizer_config.json` holds. Raises `IntegrityError`.
     """
     found = {
-        path.stem: path.read_text(encoding="utf-8")
+        path.stem: path.read_text(encoding="utf-8-sig")
         for name in (_OTHER_FOLDER, FOLDER)
         for path in sorted((folder / name).glob("*.jinja"))
     }
     plain = folder / FILE
     if plain.exists():
-        found[DEFAULT] = plain.read_text(encoding="utf-8")
+        found[DEFAULT] = plain.read_text(encoding="utf-8-sig")
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = folder / name
         if not found and path.exists():

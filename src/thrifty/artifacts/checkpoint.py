@@ -7,7 +7,7 @@ are translated here. Conversion and compression read weights through this module
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,6 +163,7 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     files = SafetensorsFiles(find_safetensors(folder))
     tied = config.get("tie_word_embeddings")
     tensors = _Prefixed(files, ("", "model."), hidden={_HEAD} if tied else set())
+    _check_layers(files.names, "layers.", _LAYER_TENSORS, shape, tensors, folder)
     if tied is False and _HEAD not in tensors:
         raise IntegrityError(f"the checkpoint has no tensor {_HEAD!r}; fetch it again")
     return DecoderCheckpoint(shape, tensors, config)
@@ -309,6 +310,8 @@ def _read_decoder_shape(
     scaling = config.get("rope_scaling") or rope
     if not isinstance(rope, dict) or not isinstance(scaling, dict):
         raise IntegrityError(f"{path} is damaged: its rotary settings are not an object")
+    if any(isinstance(value, dict) for value in (*rope.values(), *scaling.values())):
+        raise FormatRefused("rotary settings that differ between layers are not supported")
     rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if rotated != 1.0:
         raise FormatRefused(f"partial rotary embeddings ({rotated} of a head) are not supported")
@@ -321,6 +324,7 @@ def _read_decoder_shape(
         # Within the window, sliding and full attention are identical.
         context = min(context, read_integer(config, "sliding_window", path))
     stated = read_number(config, "rope_theta", path, default=10_000.0)
+    stated = read_number(scaling, "rope_theta", path, default=stated)
     eos = read_token_ids(generation, "eos_token_id", path.with_name("generation_config.json"))
     return _check_shape(
         DecoderShape(
@@ -337,7 +341,7 @@ def _read_decoder_shape(
             rope_scaling=_read_rope_scaling(scaling, path),
             eos_token_ids=(*eos, *read_token_ids(config, "eos_token_id", path)),
             bos_token_id=_first(read_token_ids(config, "bos_token_id", path)),
-            pad_token_id=_first(read_token_ids(config, "pad_token_id", path)),
+            pad_token_id=_read_pad(config, path),
         ),
         path,
     )
@@ -355,11 +359,23 @@ def _check_shape(shape: DecoderShape, path: Path) -> DecoderShape:
 def _with_ends(shape: DecoderShape, ends: tuple[int, ...]) -> DecoderShape:
     """`shape` with further stop tokens; each is there once, and exists."""
     known = dict.fromkeys((*shape.eos_token_ids, *ends))
-    return replace(shape, eos_token_ids=tuple(i for i in known if i < shape.vocab_size))
+    pad = shape.pad_token_id
+    return replace(
+        shape,
+        eos_token_ids=tuple(i for i in known if i < shape.vocab_size),
+        pad_token_id=pad if pad is not None and pad < shape.vocab_size else None,
+    )
 
 
 def _first(ids: tuple[int, ...]) -> int | None:
     return ids[0] if ids else None
+
+
+def _read_pad(config: dict[str, Any], path: Path) -> int | None:
+    """The padding token; -1 says that there is none, as in the first Llamas."""
+    if config.get("pad_token_id") == -1:
+        return None
+    return _first(read_token_ids(config, "pad_token_id", path))
 
 
 def _read_rope_scaling(scaling: dict[str, Any], path: Path) -> RopeScaling | None:
@@ -433,6 +449,18 @@ _GGUF_LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_LAYER_TENSORS = frozenset(
+    {f"{module}.weight" for module in _GGUF_LAYER}
+    | {f"{module}.bias" for module in LAYER_MATRICES}
+    # Computed anew, or of a cache in 8-bit floats.
+    | {"self_attn.rotary_emb.inv_freq", "self_attn.k_scale", "self_attn.v_scale"}
+)
+"""The tensors that a layer may have, after `model.layers.N.`."""
+_GGUF_LAYER_TENSORS = frozenset(
+    {f"{module}.weight" for module in _GGUF_LAYER.values()}
+    | {f"{_GGUF_LAYER[module]}.bias" for module in LAYER_MATRICES}
+    | {"attn_rot_embd.weight"}
+)
 ROPE_FACTORS = "rope_freqs.weight"
 """GGUF stores Llama 3.1's rotary scaling as a tensor of divisors with this name."""
 
@@ -469,6 +497,28 @@ def name_in_gguf(name: str) -> str:
     _, _, index, rest = name.split(".", 3)
     module, _, suffix = rest.rpartition(".")
     return f"blk.{index}.{_GGUF_LAYER[module]}.{suffix}"
+
+
+def _check_layers(
+    names: Iterable[str], before: str, known: Collection[str], shape: DecoderShape,
+    tensors: Tensors, source: Path,
+) -> None:  # fmt: skip
+    """Raise `FormatRefused` for a tensor of a layer that would be left out, and `IntegrityError`
+    where a layer lacks the norms of its kind: both give wrong answers without a sign.
+    """
+    for name in names:
+        _, found, rest = name.partition(before)
+        if found and rest.partition(".")[2] not in known:
+            raise FormatRefused(
+                f"{source} has the tensor {name!r}, which models of the kind {shape.architecture!r} "
+                "do not have here; without it, answers would be wrong"
+            )
+    if DECODERS.get(shape.architecture, shape.architecture) == "qwen3":
+        for layer in range(shape.layers):
+            for norm in ("q_norm", "k_norm"):
+                name = f"model.layers.{layer}.self_attn.{norm}.weight"
+                if name not in tensors:
+                    raise IntegrityError(f"the checkpoint has no tensor {name!r}; fetch it again")
 
 
 def interleave(values: FloatArray, heads: int) -> FloatArray:
@@ -546,7 +596,9 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
         pad_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.padding_token_id", path)),
     )
     shape = _with_ends(_check_shape(shape, path), read_gguf_ends(metadata, path))
-    return DecoderCheckpoint(shape, _GgufTensors(file, heads, kv_heads))
+    tensors = _GgufTensors(file, heads, kv_heads)
+    _check_layers(file.tensors, "blk.", _GGUF_LAYER_TENSORS, shape, tensors, path)
+    return DecoderCheckpoint(shape, tensors)
 
 
 def _count_rows(file: GgufFile, name: str) -> int:

@@ -19,6 +19,7 @@ from thrifty.errors import FormatRefused, IntegrityError
 from thrifty.types import Family, Format
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".joblib"})
+SAFETENSORS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_NOTE = "thrifty.json"
@@ -95,7 +96,25 @@ def find_ggufs(folder: Path) -> list[Path]:
 
 
 def find_safetensors(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, without adapters and optimizer states."""
+    """The safetensors files of a checkpoint, without adapters and optimizer states: as in
+    transformers `model.safetensors`, or else those that the index names, whatever lies beside them.
+    Raises `IntegrityError` where one of them is missing.
+    """
+    whole, index = folder / "model.safetensors", folder / SAFETENSORS_INDEX
+    if whole.exists():
+        return [whole]
+    if index.exists():
+        places = read_json(index).get("weight_map")
+        found = list(places.values()) if isinstance(places, dict) else []
+        named = sorted({name for name in found if isinstance(name, str)})
+        if not named or any(not isinstance(n, str) or Path(n).name != n for n in found):
+            raise IntegrityError(f"{index} is damaged: it does not say where tensors are")
+        if missing := [name for name in named if not (folder / name).exists()]:
+            raise IntegrityError(
+                f"{folder} lacks parts of a model: {', '.join(missing[:5])} of {len(named)}; fetch "
+                "them into the same folder"
+            )
+        return [folder / name for name in named]
     return sorted(
         path
         for path in folder.glob("*.safetensors")
@@ -106,7 +125,7 @@ def find_safetensors(folder: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises `IntegrityError` if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -99,6 +99,11 @@ class SafetensorsFiles:
             raise IntegrityError(f"{path} is damaged: its header is not a JSON object")
         start = 8 + length
         for name, value in header.items():
+            if name in self._entries:
+                raise IntegrityError(
+                    f"{path} and {self._entries[name].file.name} both hold the tensor {name}; keep "
+                    "the files of one model"
+                )
             if name != "__metadata__":
                 self._entries[name] = _read_entry(path, name, value, start, len(mapped))
         self._maps[path] = mapped

@@ -42,6 +42,18 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
     return Tokenizer.from_file(str(target / "tokenizer.json"))
 
 
+def check_tokens_exist(tokenizer: Tokenizer, size: int) -> None:
+    """Raise `FormatRefused` where the tokenizer has tokens beyond the `size` of the model's table,
+    for which the engine would read zeros.
+    """
+    token, last = max(tokenizer.get_vocab().items(), key=lambda one: one[1], default=("", -1))
+    if last >= size:
+        raise FormatRefused(
+            f"the tokenizer has a token {last} ({token!r:.40}), but the model only {size}; save the "
+            "tokenizer that the model was trained with, or resize the model's embeddings"
+        )
+
+
 def write_gguf_tokenizer(file: GgufFile, tokenizer: Tokenizer, target: Path, source: Path) -> None:
     """Write the `tokenizer` of a GGUF into `target`, with its special tokens and chat templates:
     those in `source`, the model's folder, in place of those in the file.

@@ -18,6 +18,7 @@ from thrifty.artifacts.checkpoint import (
     DecoderShape,
     FloatArray,
 )
+from thrifty.artifacts.inspect import SAFETENSORS_INDEX
 from thrifty.artifacts.safetensors_file import write_safetensors
 from thrifty.errors import FormatRefused
 
@@ -139,7 +140,7 @@ def _name_shards(folder: Path, files: list[dict[str, Any]]) -> None:
         file["path"].rename(folder / name)
         places |= dict.fromkeys(file["names"], name)
     total = sum(file["bytes"] for file in files)
-    index_file = folder / "model.safetensors.index.json"
+    index_file = folder / SAFETENSORS_INDEX
     _write_json(index_file, {"metadata": {"total_size": total}, "weight_map": places})
 
 

@@ -61,7 +61,10 @@ def read_time(value: Any) -> float:
     as CSV has it; NaN where it is none of them.
     """
     if isinstance(value, datetime):
-        return value.timestamp()
+        try:
+            return value.timestamp()
+        except (ValueError, OverflowError):
+            return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:

@@ -4,10 +4,12 @@ the reason, and never ends the reading.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def read_piece(file: SourceFile, piece: Piece) -> Iterator[Found]:
     """The records of a piece, as a stream. Raises `DataError` if the file cannot be read at all."""
     path = Path(file.path)
     try:
+        if file.format not in ("parquet", "arrow"):
+            _refuse_utf16(path)
         if file.format in ("jsonl", "text"):
             yield from _read_lines(path, piece, is_json=file.format == "jsonl")
         elif file.format == "json":
@@ -52,6 +56,12 @@ def read_piece(file: SourceFile, piece: Piece) -> Iterator[Found]:
             yield from _read_arrow(path)
     except READ_FAULTS as error:
         raise DataError(f"{path} cannot be read as {file.format}: {error}") from None
+
+
+def _refuse_utf16(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{path} is written in UTF-16; save it as UTF-8")
 
 
 def _read_lines(path: Path, piece: Piece, *, is_json: bool) -> Iterator[Found]:
@@ -67,6 +77,8 @@ def _read_lines(path: Path, piece: Piece, *, is_json: bool) -> Iterator[Found]:
                     line = file.readline(MAX_RECORD_BYTES)
                 yield number, Broken(f"longer than {MAX_RECORD_BYTES // 1_000_000} MB")
             elif line.strip():
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 yield number, _parse_line(line) if is_json else _parse_text(line)
             number += 1
 
@@ -148,7 +160,11 @@ def _check_value(value: Any) -> Record | Broken:
 def _read_csv(path: Path, delimiter: str) -> Iterator[Found]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="", strict=True)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            _check_header(path, reader.fieldnames or ())
+        except csv.Error as error:
+            raise DataError(f"{path}: its first line is not CSV: {error}") from None
         number = 1
         while True:
             try:
@@ -164,11 +180,24 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Found]:
                 yield number, Broken(f"not CSV: {error}")
                 number += 1
                 continue
-            if "" in row or None in row.values():
+            if None in row or None in row.values():
                 yield number, Broken("another number of fields than the header")
             else:
                 yield number, _check_value(row)
             number += 1
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path} has several columns that are called {twice[0]!r}; rename all but one"
+        )
+    other = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{path} separates fields by {other!r}; write it with commas (.csv) or tabs (.tsv)"
+        )
 
 
 def _read_parquet(path: Path, piece: Piece) -> Iterator[Found]:
@@ -181,17 +210,45 @@ def _read_parquet(path: Path, piece: Piece) -> Iterator[Found]:
 
 
 def _list_rows(batch: Any) -> Iterator[Record | Broken]:
-    """The rows of a batch of Arrow. Its texts are not checked before they are decoded."""
+    """The rows of a batch of Arrow. Its values are not checked before they are read: texts may not
+    be UTF-8, and times finer or farther than Python's.
+    """
     try:
-        yield from batch.to_pylist()
+        yield from map(_drop_filled, batch.to_pylist())
         return
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         pass
+    batch = _coarsen_times(batch)
     for at in range(batch.num_rows):
         try:
-            yield batch.slice(at, 1).to_pylist()[0]
+            yield _drop_filled(batch.slice(at, 1).to_pylist()[0])
         except UnicodeDecodeError:
             yield Broken("not UTF-8")
+        except (ValueError, OverflowError) as error:
+            yield Broken(f"a value that cannot be read: {error}")
+
+
+def _coarsen_times(batch: Any) -> Any:
+    """`batch` with its times in microseconds, where they are in nanoseconds."""
+    arrow = need("pyarrow")
+    for at, field in enumerate(batch.schema):
+        if arrow.types.is_timestamp(field.type) and field.type.unit == "ns":
+            kind = arrow.timestamp("us", field.type.tz)
+            batch = batch.set_column(at, field.name, batch.column(at).cast(kind, safe=False))
+    return batch
+
+
+def _drop_filled(row: Record) -> Record:
+    """A row without the fields that Arrow fills with nothing: it gives every object in a column the
+    fields of all of them.
+    """
+    return {key: _drop_nothing(value) for key, value in row.items()}
+
+
+def _drop_nothing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nothing(one) for key, one in value.items() if one is not None}
+    return [_drop_nothing(one) for one in value] if isinstance(value, list) else value
 
 
 def _read_arrow(path: Path) -> Iterator[Found]:

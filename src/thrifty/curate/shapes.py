@@ -115,8 +115,8 @@ def _make_texts(record: Record) -> Row:
     pair = record.get("texts")
     if isinstance(pair, list) and len(pair) == 2:
         record = {"query": pair[0], "positive": pair[1]}
-    others = [record["negative"]] if "negative" in record else record.get("negatives") or []
-    texts = [record.get("query", record.get("anchor")), record.get("positive")]
+    others = [record["negative"]] if _given(record, "negative") else record.get("negatives") or []
+    texts = [_find(record, None, ("query", "anchor")), record.get("positive")]
     if any(one is None for one in texts) or not isinstance(others, list):
         raise Misshapen("other_shape")
     texts += others
@@ -190,7 +190,11 @@ def _make_messages(record: Record, shape: str, fields: Fields) -> list[Message]:
 def _make_pair(record: Record, fields: Fields) -> Row:
     chosen, rejected = record.get("chosen"), record.get("rejected")
     before = next(
-        (record[key] for key in (fields.messages or "messages", "conversations") if key in record),
+        (
+            record[key]
+            for key in (fields.messages or "messages", "conversations")
+            if _given(record, key)
+        ),
         _find(record, fields.prompt, _PROMPTS),
     )
     better, worse = _read_answer(chosen), _read_answer(rejected)
@@ -200,13 +204,34 @@ def _make_pair(record: Record, fields: Fields) -> Row:
             same += 1
         prompt, better, worse = better[:same], better[same:], worse[same:]
     else:
-        prompt = _read_prompt(before, record.get("system"))
+        prompt = _continue_prompt(
+            _read_prompt(before, record.get("system")), better[:-1], worse[:-1]
+        )
         better, worse = better[-1:], worse[-1:]
     if len(better) != 1 or len(worse) != 1 or not prompt:
         raise Misshapen("no_pair")
     if better == worse:
         raise Misshapen("same_answers")
     return {"prompt": prompt, "chosen": better, "rejected": worse}
+
+
+def _continue_prompt(
+    prompt: list[Message], better: list[Message], worse: list[Message]
+) -> list[Message]:
+    """The prompt of a pair whose answers repeat the conversation, or go on with it: some data sets
+    name only the first question. Raises `Misshapen` where answers belong to other prompts.
+    """
+    if better != worse:
+        raise Misshapen("no_pair")
+    if prompt[len(prompt) - len(better) :] == better:
+        return prompt
+    systems = [one for one in prompt if one["role"] in ("system", "developer")]
+    asked = prompt[len(systems) :]
+    if better[: len(prompt)] == prompt:
+        return better
+    if better[: len(asked)] == asked:
+        return [*systems, *better]
+    raise Misshapen("no_pair")
 
 
 def _read_prompt(value: Any, system: Any = None) -> list[Message]:

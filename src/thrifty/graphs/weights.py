@@ -45,6 +45,8 @@ def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:
             f"the tensor {name!r} is {' x '.join(map(str, values.shape))}, and its model's "
             f"settings say {wanted}; fetch the model again"
         )
+    if values.ndim == 1:
+        _check_finite(values)  # of matrices, those that round them do
     return values
 
 
@@ -98,7 +100,7 @@ def int8_codes(values: FloatArray) -> Int8Codes:
     split = values.reshape(rows, columns // group, group)
     largest = np.abs(split).max(axis=2, keepdims=True)
     _check_finite(largest)
-    scale = (largest / 127).astype(np.float16)
+    scale = _halve_scales(largest / 127)
     scale[scale == 0] = 1
     codes = np.clip(np.round(split / scale.astype(np.float32)), -127, 127).astype(np.int8)
     return Int8Codes(codes.reshape(rows, columns), scale[:, :, 0])
@@ -126,7 +128,7 @@ def _round_rows(values: FloatArray) -> Int8Codes:
     scale[scale == 0] = 1
     zero = np.clip(np.round(-low / scale), 0, 255)
     codes = np.clip(np.round(values / scale) + zero, 0, 255).astype(np.uint8)
-    return Int8Codes(codes, scale.astype(np.float16), zero.astype(np.uint8))
+    return Int8Codes(codes, _halve_scales(scale), zero.astype(np.uint8))
 
 
 def int8_weight(values: FloatArray) -> Any:
@@ -160,7 +162,7 @@ def int4_weight(values: FloatArray, group_size: int) -> Any:
     scale = extreme / -8
     scale[scale == 0] = 1
     codes = np.clip(np.round(grouped / scale), -8, 7).astype(np.int8)
-    return int4_codes(codes.reshape(rows, columns), scale[:, :, 0].astype(np.float16))
+    return int4_codes(codes.reshape(rows, columns), _halve_scales(scale[:, :, 0]))
 
 
 def int4_codes(
@@ -215,6 +217,15 @@ def _check_finite(values: FloatArray) -> None:
     """Raise where a weight is infinite or no number: each keeps the extremes from being finite."""
     if not np.isfinite(values).all():
         raise IntegrityError("a weight is not a finite number; fetch the model again")
+
+
+def _halve_scales(scales: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """`scales` in 16 bits. Raises `OverflowError` where they do not fit."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise OverflowError("a weight is too large for a scale in float16")
+    return halves
 
 
 def linear_weight(values: FloatArray, scheme: str) -> Any:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from thrifty.artifacts.chat_templates import DEFAULT, TOOL_USE, read_chat_templates
+from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.stop_tokens import read_token_text
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.text.chat_template import ChatTemplate, TemplateRefusal
@@ -89,7 +90,7 @@ class TextTokenizer:
         """Load the tokenizer in `folder`, from the files that transformers saves."""
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config_path = folder / "tokenizer_config.json"
-        config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.exists() else {}
+        config: dict[str, Any] = read_json(config_path) if config_path.exists() else {}
         texts = {
             key: read_token_text(config, key)
             for key in ("bos_token", "eos_token", "unk_token", "pad_token")

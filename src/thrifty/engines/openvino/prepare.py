@@ -36,7 +36,11 @@ from thrifty.artifacts.inspect import (
     read_json,
 )
 from thrifty.artifacts.lora import ADAPTER_FOLDER
-from thrifty.artifacts.tokenizer_files import copy_tokenizer_files, write_tokenizer
+from thrifty.artifacts.tokenizer_files import (
+    check_tokens_exist,
+    copy_tokenizer_files,
+    write_tokenizer,
+)
 from thrifty.engines.known_answers import FILE as KNOWN_ANSWERS
 from thrifty.engines.openvino.make_known_answers import make_known_answers
 from thrifty.engines.openvino.processor import SCHEMES
@@ -48,7 +52,7 @@ from thrifty.text.tokenizer import TextTokenizer
 from thrifty.text.vocabulary import read_vocabulary
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 6
+RECIPE_VERSION = 7
 """Raised when the result changes, so that models are prepared again."""
 
 
@@ -105,7 +109,8 @@ def prepare_model(
         except OSError as error:
             raise ArtifactError(f"the model could not be written to {target}: {error}") from None
         except OverflowError as error:
-            raise FormatRefused(f"the weights do not fit 16 bits: {error}; choose int8") from None
+            other = "; choose int8" if scheme != "int8" else ""
+            raise FormatRefused(f"the weights do not fit 16 bits: {error}{other}") from None
         except RuntimeError as error:
             # OpenVINO tells of a full disk, too, as a RuntimeError.
             raise ArtifactError(f"OpenVINO could not convert {version.label}: {error}") from None
@@ -126,6 +131,7 @@ def _write_decoder(
     tokenizer = write_tokenizer(source, target, artifact)
     checkpoint = checkpoint or load_decoder(source)
     shape = checkpoint.shape
+    check_tokens_exist(tokenizer, shape.vocab_size)
     model = build_decoder(checkpoint, weights or scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     eos = _find_ends(shape, tokenizer, target)
