@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from tokenizers import Tokenizer
 
 from tests.artifacts.models import Llama
 from tests.artifacts.stored import SOURCE
@@ -125,12 +126,22 @@ def test_end_of_sequence_is_guessed_only_where_nobody_says(store: Store) -> None
 # what is refused
 
 
-def test_tokens_that_the_model_does_not_have_are_refused(store: Store) -> None:
+def test_added_tokens_that_the_model_does_not_have_are_text(store: Store) -> None:
     """The engine would read zeros for them, or what lies behind the table."""
     tokenizer = make_tokenizer().tokenizer
     tokenizer.add_special_tokens(["<|pad|>"])
+    _, folder = prepare(store, put(store, tokenizer=tokenizer), "int8")
+    served = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert served.token_to_id("<|pad|>") is None
+    assert max(served.encode("a <|pad|>", add_special_tokens=False).ids) < 257
+
+
+def test_a_vocabulary_beyond_the_model_is_refused(store: Store) -> None:
+    made = json.loads(make_tokenizer().tokenizer.to_str())
+    made["model"]["vocab"]["beyond"] = 400
+    tokenizer = Tokenizer.from_str(json.dumps(made))
     with pytest.raises(
-        FormatRefused, match=r"has a token 257 \('<\|pad\|>'\), but the model only 257"
+        FormatRefused, match=r"has a token 400 \('beyond'\), but the model only 257"
     ):
         prepare(store, put(store, tokenizer=tokenizer), "int8")
 

@@ -269,7 +269,6 @@ NOT_UNDERSTOOD: dict[str, bytes] = {
     "no message": head() + b'{"id": "a", "object": "chat.completion", "choices": [{"index": 0, '
                            b'"finish_reason": "stop"}]}',
     "calls that are none": head() + WHOLE.replace(b'"Hi there"', b'null,"tool_calls":[1]'),
-    "an error with 200": head() + b'{"error": {"message": "x", "code": 502}}',
     "a failed choice": head() + WHOLE.replace(b'"index"', b'"error":{"code":502},"index"'),
     "a choice that ends in an error": head() + WHOLE.replace(b'"stop"', b'"error"'),
     "an error beside choices": head() + WHOLE.replace(b'"object"', b'"error":{"code":502},"object"'),
@@ -277,9 +276,6 @@ NOT_UNDERSTOOD: dict[str, bytes] = {
         chunk("a"), chunk(finish_reason="error", error={"code": 502}))),
     "an error that ends no choice": sse(b"data: %b\n\ndata: %b\n\ndata: [DONE]\n\n" % (
         chunk("a", error={"code": 502}), END)),
-    "a page": head(kind="text/html") + b"<html>Hello</html>",
-    "nothing": head(),
-    "bytes": head() + b"\xff\xfe\x00",
     "events called JSON": head() + b"data: %b\n\ndata: %b\n\n" % (chunk("a"), END),
     "JSON called events": sse() + WHOLE,
 }  # fmt: skip
@@ -300,6 +296,39 @@ async def test_what_cannot_be_replayed_is_passed_on_and_not_cached(
             if b"up-1" not in content and b'"id"' not in content:
                 assert reply.body == content
         assert len(gateway.cache) == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        (head() + b'{"error": {"message": "no credits", "code": 402}}', "no credits"),
+        (head() + b'{"error": "down"}', "a replica answered 200"),
+        (head(kind="text/html") + b"<html>Hello</html>", "a replica answered 200: <html>Hello"),
+        (head(), "a replica answered 200"),
+        (head() + b"\xff\xfe\x00", "a replica answered 200"),
+        (head() + b'{"choices": null}', "a replica answered 200"),
+    ],
+    ids=["error", "text", "page", "nothing", "bytes", "no choices"],
+)
+async def test_what_is_no_answer_of_a_model_is_an_error_whatever_its_status(
+    tmp_path: Path, response: bytes, said: str
+) -> None:
+    async with remote(tmp_path, lambda _: [response]) as (gateway, server):
+        for body in (CHAT, STREAM):
+            reply = await gateway.ask(body)
+            assert (reply.status, reply.error["type"]) == (502, "server_error")
+            assert said in reply.error["message"]
+        assert len(server.requests) > 2, "another replica may answer"
+        assert len(gateway.cache) == 0
+
+
+async def test_a_key_that_is_refused_is_the_operators_and_not_shown(tmp_path: Path) -> None:
+    content = b'{"error": {"message": "Incorrect API key provided: sk-ours", "code": "invalid"}}'
+    async with remote(tmp_path, lambda _: [head(401), content]) as (gateway, _):
+        reply = await gateway.ask(CHAT)
+        assert (reply.status, reply.error["code"]) == (502, "upstream_credentials")
+        assert b"sk-ours" not in reply.body
+        assert "engine.key_env" in reply.error["message"]
 
 
 async def test_an_empty_stream_is_a_lost_replica(tmp_path: Path) -> None:

@@ -170,6 +170,40 @@ def test_secrets_are_known_by_where_they_stand() -> None:
     assert REDACTOR.redact("Authorization: Bearer abcdefghijklmnop1234").count("<SECRET_") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("redis://:hunter2secret@db:6379/0", "hunter2secret"),
+        ("Authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"),
+        ("BEARER abcdefghijklmnopqrstu", "abcdefghijklmnopqrstu"),
+        ("use gsk_" + "aB3" * 17, "aB3aB3"),
+        ("use xai-" + "aB3" * 20, "aB3aB3"),
+        ("use r8_" + "aB3" * 12, "aB3aB3"),
+        ("use rk_live_" + "aB3" * 9, "aB3aB3"),
+        ("use whsec_" + "aB3" * 10, "aB3aB3"),
+        ("use xapp-1-A0B-123-" + "ab1" * 9, "ab1ab1"),
+        ("use dop_v1_" + "ab3" * 21, "ab3ab3"),
+        ("https://hooks.slack.com/services/Tabc/Bdef/abcdefghijklmnopqrst", "abcdefghij"),
+        ("Endpoint=x;AccountKey=aB3d+aB3d/aB3d==;", "aB3d"),
+        ("private_key = abcdefgh1234", "abcdefgh1234"),
+        ("Password\uff1ahunter2secret", "hunter2secret"),
+        (r'"{\"password\": \"hunter2secret\"}"', "hunter2secret"),
+        (r"{\\\"password\\\":\\\"hunter2secret\\\"}", "hunter2secret"),
+    ],
+)
+def test_secrets_of_more_kinds_and_ways_of_writing_are_found(text: str, secret: str) -> None:
+    redacted = REDACTOR.redact(text)
+    assert secret not in redacted
+    assert redacted.count("<SECRET_") == 1
+    assert redacted.count('"') == text.count('"')
+    assert redacted.count("\\") == text.count("\\")
+
+
+def test_words_that_look_like_schemes_stay() -> None:
+    for text in ("Basic understanding of physics", "the bearer of this letter", "basic arithmetic"):
+        assert REDACTOR.redact(text) == text
+
+
 def test_numbers_beside_each_other_are_told_apart() -> None:
     text = "In 2023 4111 1111 1111 1111 and 4111111111111111 5500005555555559."
     redacted = REDACTOR.redact(text)

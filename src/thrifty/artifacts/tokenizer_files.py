@@ -16,6 +16,7 @@ from thrifty.artifacts.chat_templates import (
 )
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
+from thrifty.artifacts.inspect import read_json
 from thrifty.errors import FormatRefused
 from thrifty.types import Format
 
@@ -42,16 +43,26 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
     return Tokenizer.from_file(str(target / "tokenizer.json"))
 
 
-def check_tokens_exist(tokenizer: Tokenizer, size: int) -> None:
-    """Raise `FormatRefused` where the tokenizer has tokens beyond the `size` of the model's table,
-    for which the engine would read zeros.
+def drop_missing_tokens(folder: Path, size: int) -> Tokenizer:
+    """Take the added tokens beyond the `size` of the model's table out of the tokenizer in `folder`:
+    the engine would read zeros for them, and their text is text like any other. Raises
+    `FormatRefused` where the vocabulary itself is larger than the table.
     """
+    path = folder / "tokenizer.json"
+    made = read_json(path)
+    added = made.get("added_tokens") or []
+    kept = [token for token in added if token["id"] < size]
+    if len(kept) < len(added):
+        made["added_tokens"] = kept
+        path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(path))
     token, last = max(tokenizer.get_vocab().items(), key=lambda one: one[1], default=("", -1))
     if last >= size:
         raise FormatRefused(
             f"the tokenizer has a token {last} ({token!r:.40}), but the model only {size}; save the "
             "tokenizer that the model was trained with, or resize the model's embeddings"
         )
+    return tokenizer
 
 
 def write_gguf_tokenizer(file: GgufFile, tokenizer: Tokenizer, target: Path, source: Path) -> None:

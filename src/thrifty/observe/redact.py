@@ -58,20 +58,23 @@ _PEM = re.compile(
 )
 """A private key; one that is cut off is one, too."""
 _SECRET = re.compile(
-    r"sk-[\w-]{16,200}|[sp]k_(?:live|test)_\w{16,200}|gh[pousr]_\w{30,255}|github_pat_\w{22,255}"
+    r"(?:sk|xai)-[\w-]{16,200}|[spr]k_(?:live|test)_\w{16,200}|(?:gsk|whsec|r8|nvapi)[_-][\w-]{20,200}"
+    r"|do[opr]_v1_\w{40,80}|xapp-[\w-]{10,255}|hooks\.slack\.com/services/[\w/]{20,100}|gh[pousr]_\w{30,255}|github_pat_\w{22,255}"
     r"|glpat-[\w-]{20,64}|xox[abeoprs]-[\w-]{10,255}|A(?:KIA|SIA)[0-9A-Z]{16}|AIza[\w-]{35}"
     r"|eyJ[\w-]{10,4000}\.[\w-]{10,8000}\.[\w-]{0,4000}|hf_[A-Za-z0-9]{30,64}|npm_[A-Za-z0-9]{36}"
     r"|pypi-[\w-]{50,255}|ya29\.[\w-]{20,500}|SG\.[\w-]{16,64}\.[\w-]{16,64}"
-    r"|[Bb]earer [\w.~+/-]{16,4000}=*"
+    r"|(?i:bearer) [\w.~+/-]{16,4000}=*|(?i:basic) (?=[A-Za-z+/]{0,200}[0-9=])[\w+/]{8,400}=*"
 )
 """Keys that are known by how they begin."""
 _ASSIGNED = re.compile(
-    r"(?:passw(?:or)?d|passwd|pwd|secret|api[_-]?key|access[_-]?key|token)[\"']?\s{0,3}[:=]\s{0,3}"
-    r"[\"']?([^\s\"',;<>]{6,200})",
+    r"(?:passw(?:or)?d|passwd|pwd|secret|(?:api|access|account|private)[_-]?key|token)"
+    r"\\{0,7}[\"']?\s{0,3}[:=\uff1a]\s{0,3}\\{0,7}[\"']?"
+    r"((?:[^\s\"',;<>\\]|\\(?!\\{0,7}[\"'])){6,200})",
     re.IGNORECASE,
 )
+"""Values that are named. Quotes may be escaped, as in JSON within JSON."""
 _ASSIGNED_WORDS = ("passw", "pwd", "secret", "key", "token")
-_URL_PASSWORD = re.compile(r"://[^\s/:@]{1,128}:([^\s/@]{1,256})@")
+_URL_PASSWORD = re.compile(r"://[^\s/:@]{0,128}:([^\s/@]{1,256})@")
 _DOMAIN = re.compile(r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}")
 _LOCAL = re.compile(r"[\w.+%'&*/=?^{|}~!#$-]{1,64}\Z")
 _IBAN_CHECK = re.compile(r"(?<=[A-Za-z]{2})[0-9]{2}")
@@ -204,7 +207,7 @@ def _replace_name(match: re.Match[str], replace: Replace) -> str:
     return _NAME_WORD.sub(lambda word: replace(Kind.NAME, word[0].casefold()), match[0])
 
 
-_TRIGGER = re.compile(r"[\d@=]|-----BEGIN|:\s{0,3}\S{6}|[-_]\w{16}|[Bb]earer ")
+_TRIGGER = re.compile(r"[\d@=]|-----BEGIN|[:\uff1a]\s{0,3}\S{6}|[-_]\w{16}|(?i:bearer) |hooks\.")
 
 
 def _may_hold_any(text: str) -> bool:
@@ -213,7 +216,7 @@ def _may_hold_any(text: str) -> bool:
 
 def _redact_piece(text: str, replace: Replace) -> str:
     lower = text.lower()
-    if any(word in lower for word in _ASSIGNED_WORDS) and ("=" in text or ":" in text):
+    if any(word in lower for word in _ASSIGNED_WORDS) and any(mark in text for mark in "=:\uff1a"):
         text = _ASSIGNED.sub(lambda match: _replace_assigned(match, replace), text)
     if "@" in text:
         if "://" in text:

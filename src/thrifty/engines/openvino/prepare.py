@@ -37,8 +37,8 @@ from thrifty.artifacts.inspect import (
 )
 from thrifty.artifacts.lora import ADAPTER_FOLDER
 from thrifty.artifacts.tokenizer_files import (
-    check_tokens_exist,
     copy_tokenizer_files,
+    drop_missing_tokens,
     write_tokenizer,
 )
 from thrifty.engines.known_answers import FILE as KNOWN_ANSWERS
@@ -128,10 +128,10 @@ def _write_decoder(
     checkpoint: DecoderCheckpoint | None,
     on_progress: OnProgress,
 ) -> None:
-    tokenizer = write_tokenizer(source, target, artifact)
+    write_tokenizer(source, target, artifact)
     checkpoint = checkpoint or load_decoder(source)
     shape = checkpoint.shape
-    check_tokens_exist(tokenizer, shape.vocab_size)
+    tokenizer = drop_missing_tokens(target, shape.vocab_size)
     model = build_decoder(checkpoint, weights or scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     eos = _find_ends(shape, tokenizer, target)

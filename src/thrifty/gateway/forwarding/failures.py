@@ -6,12 +6,16 @@ import msgspec
 
 from thrifty.gateway.state.call import Call
 from thrifty.openai.errors import SERVER, WireError
+from thrifty.openai.fields import Endpoint
 from thrifty.untrusted_text import sanitize_line, sanitize_text, to_text
 
 RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
+REFUSED = 401
+FAILURES = RETRIABLE_STATUSES | {REFUSED}
+"""Statuses that are the service's, not the client's: a server that others run refuses its key, too."""
 BUSY = 503
 
-
+_EVENTS = (b"data:", b"event:", b"id:", b":")
 MAX_MESSAGE_CHARS = 4000
 MAX_CODE_CHARS = 64
 """As long as the request log's column. A replica may send anything as a code."""
@@ -26,6 +30,13 @@ class ReplicaError(Exception):
         super().__init__(f"status {status}")
         self.status = status
         self.body = body
+
+
+def is_no_answer(call: Call, data: bytes) -> bool:
+    """Whether the body of a status 200 without tokens is no answer of a model, but an error, a page,
+    or nothing. Events that are called JSON are what some clients read all the same.
+    """
+    return call.endpoint is not Endpoint.TOKENIZE and not data.startswith(_EVENTS)
 
 
 def is_busy(failure: Exception) -> bool:
@@ -43,6 +54,15 @@ def make_error(failure: Exception, call: Call) -> WireError:
                 "not followed. Its operator should set 'engine.urls' to where it leads.",
                 type=SERVER,
                 code="upstream_redirect",
+            )
+        if failure.status == REFUSED:
+            # What the server says may name the key.
+            return WireError(
+                502,
+                "The server behind this model refuses the key of this service. Its operator should "
+                "look at 'engine.key_env'.",
+                type=SERVER,
+                code="upstream_credentials",
             )
         return _read_error(failure) or WireError(
             502,
@@ -68,10 +88,10 @@ def _read_error(failure: ReplicaError) -> WireError | None:
         message = fault["message"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return None
-    if failure.status not in RETRIABLE_STATUSES:
+    if failure.status not in (200, *RETRIABLE_STATUSES):
         return None
     return WireError(
-        failure.status,
+        502 if failure.status == 200 else failure.status,
         sanitize_text(to_text(message), MAX_MESSAGE_CHARS),
         type=sanitize_line(fault.get("type"), MAX_CODE_CHARS) or SERVER,
         param=sanitize_line(fault.get("param"), MAX_CODE_CHARS) or None,

@@ -19,9 +19,10 @@ from msgspec.structs import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
-    RETRIABLE_STATUSES,
+    FAILURES,
     ReplicaError,
     is_busy,
+    is_no_answer,
     make_error,
 )
 from thrifty.gateway.forwarding.hedge import Hedger
@@ -351,7 +352,7 @@ class Forwarder:
             log.info("%s does not take stream_options; it is sent none from now on", replica.id)
             replica.takes_stream_options = False
             return await self._attempt(call, replica, body, flight)
-        if status != 200 and (status in RETRIABLE_STATUSES or not 400 <= status < 600):
+        if status != 200 and (status in FAILURES or not 400 <= status < 600):
             raise ReplicaError(status, data)
         if status == 200 and streamed and (whole := assemble_stream(data)) is not None:
             # A stream that nobody asked for.
@@ -360,6 +361,8 @@ class Forwarder:
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
         if status == 200 and not streamed:
             call.outcome.usage = parse_usage(data)[0] or estimate_whole(call, data)
+            if call.outcome.usage is None and is_no_answer(call, data):
+                raise ReplicaError(status, data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
             if (events := stream_whole(call, data)) is not None:
