@@ -44,8 +44,8 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
 
 
 def drop_missing_tokens(folder: Path, size: int) -> Tokenizer:
-    """Take the added tokens beyond the `size` of the model's table out of the tokenizer in `folder`:
-    the engine would read zeros for them, and their text is text like any other. Raises
+    """Take the added tokens beyond the `size` of the model's table out of the tokenizer in
+    `folder`: the engine would read zeros for them. Their text is text like any other then. Raises
     `FormatRefused` where the vocabulary itself is larger than the table.
     """
     path = folder / "tokenizer.json"

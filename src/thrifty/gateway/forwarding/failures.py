@@ -12,7 +12,7 @@ from thrifty.untrusted_text import sanitize_line, sanitize_text, to_text
 RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 REFUSED = 401
 FAILURES = RETRIABLE_STATUSES | {REFUSED}
-"""Statuses that are the service's, not the client's: a server that others run refuses its key, too."""
+"""Statuses that are no fault of the client, a refused key of the service among them."""
 BUSY = 503
 
 _EVENTS = (b"data:", b"event:", b"id:", b":")
@@ -33,8 +33,8 @@ class ReplicaError(Exception):
 
 
 def is_no_answer(call: Call, data: bytes) -> bool:
-    """Whether the body of a status 200 without tokens is no answer of a model, but an error, a page,
-    or nothing. Events that are called JSON are what some clients read all the same.
+    """Whether the body of a status 200 that tells no tokens is no answer of a model, but an error,
+    a page, or nothing. Events that are called JSON are passed on: some clients read them.
     """
     return call.endpoint is not Endpoint.TOKENIZE and not data.startswith(_EVENTS)
 
