@@ -322,8 +322,7 @@ def _read_call(call: Any) -> Message:
         raise Misshapen("bad_call")
     arguments = function.get("arguments", {})
     if not isinstance(arguments, str):
-        # Arrow gives every call of a column the fields of all of them.
-        arguments = json.dumps(_without_nothing(arguments), ensure_ascii=False)
+        arguments = json.dumps(arguments, ensure_ascii=False)
     try:
         if not isinstance(json.loads(arguments), dict):
             raise Misshapen("bad_call")
@@ -331,12 +330,6 @@ def _read_call(call: Any) -> Message:
         raise Misshapen("bad_call") from None
     found: Message = {"type": "function", "function": {"name": name, "arguments": arguments}}
     return {"id": call["id"], **found} if isinstance(call.get("id"), str) else found
-
-
-def _without_nothing(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nothing(one) for key, one in value.items() if one is not None}
-    return value
 
 
 def _read_tools(value: Any) -> list[Message]:
