@@ -83,7 +83,7 @@ async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:
 
     def answer(exchange: Exchange) -> None:
         bodies.append(json.loads(exchange.body))
-        exchange.respond(200, b"{}")
+        exchange.respond(200, b'{"choices": []}')
 
     async with (
         running_server(answer) as (url, _),
