@@ -355,8 +355,9 @@ async def test_a_line_that_always_fails_ends_in_the_error_file(
         found = {r["custom_id"]: r for r in errors}
         assert found["b"]["response"]["status_code"] == 500
         assert found["b"]["response"]["body"]["error"]["message"] == "it broke"
-        assert found["c"]["error"]["code"] == "engine_error"
-        assert "<html>" in found["c"]["error"]["message"]
+        assert found["c"]["response"]["status_code"] == 502
+        assert found["c"]["response"]["body"]["error"]["code"] == "engine_error"
+        assert "<html>" in found["c"]["response"]["body"]["error"]["message"]
 
 
 async def test_a_cancelled_batch_keeps_what_is_done(tmp_path: Path) -> None:
