@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from tests.parts import running_echo, running_gateway
+from tests.parts import running_echo, running_gateway, until
 from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
@@ -67,9 +67,12 @@ async def test_a_gateway_serves_and_records_on_it(
     ):
         replies = await asyncio.gather(*(gateway.ask(chat) for _ in range(20)))
         assert {reply.status for reply in replies} == {200}
-        await asyncio.to_thread(gateway.writer.stop)
-        with gateway.database.begin() as connection:
-            assert len(connection.execute(select(requests.c.id)).all()) == 20
+
+        def count_rows() -> int:
+            with gateway.database.begin() as connection:
+                return len(connection.execute(select(requests.c.id)).all())
+
+        await until(lambda: count_rows() == 20)
 
 
 def test_workers_add_to_the_same_sums_of_spend_at_once(database: Database) -> None:

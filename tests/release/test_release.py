@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import insert, select
 
 from tests.control.running import echo, want
 from tests.release.traffic import World
@@ -24,6 +25,7 @@ from thrifty.db.releases import (
     read_events,
     read_held,
 )
+from thrifty.db.tables import releases
 from thrifty.errors import ControlError, SpecError
 from thrifty.gateway.routing.registry import make_policy
 from thrifty.gateway.state.deployment import Deployment, merge_deployment
@@ -39,6 +41,7 @@ from thrifty.release.manage import (
     resume_release,
 )
 from thrifty.release.plan import load_plan, parse_plan
+from thrifty.release.run import Releases
 
 ANN = Actor("ann (test)")
 
@@ -368,6 +371,44 @@ def test_a_clock_that_is_set_begins_the_step_anew(world: World) -> None:
     assert world.release.active_s < 60
     world.people(900, {"old": 0.9, "new": 0.2})
     assert world.turn_until(lambda row: not row.is_active).state == "rolled_back"
+
+
+def test_a_clock_that_is_set_back_while_no_controller_runs_is_noticed(world: World) -> None:
+    """What comes then has times before the step began, and would never count."""
+    world.prepare()
+    world.start()
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(200, {"old": 0.9, "new": 0.2})
+    world.clock.ahead_s -= 7200
+    world.restart()
+    row = world.turn()
+    assert read_events(world.database, row.id)[-1].kind == "clock"
+    world.turn(10)
+    world.people(900, {"old": 0.9, "new": 0.2})
+    assert world.turn_until(lambda row: not row.is_active).state == "rolled_back"
+
+
+def test_releases_that_cannot_be_read_hold_up_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.prepare()
+    world.start()
+    with world.database.begin() as connection:
+        (known,) = connection.execute(select(releases)).mappings().all()
+        plan = {**json.loads(known["record"]), "plan": {"steps": "none"}}
+        for number, record in ((-1, "{}"), (0, json.dumps(plan))):
+            other = {**known, "id": number, "active_on": f"other{number}", "record": record}
+            connection.execute(insert(releases).values(other))
+    running = Releases(lambda: world.database, lambda: None)
+    for _ in range(3):
+        asyncio.run(running._turn())
+    assert world.release.record.stage == 1
+    told = [one.message for one in caplog.records if one.levelname in ("ERROR", "WARNING")]
+    assert len([one for one in told if one.startswith("release -1 cannot be read")]) == 1
+    assert len([one for one in told if one.startswith("release 0: ")]) == 1
+    for watch in running._watches.values():
+        watch.close()
 
 
 # Plans

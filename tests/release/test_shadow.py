@@ -14,7 +14,7 @@ from tests.release.traffic import PLAN, World
 from thrifty.control.service_api import Actor, look_at_rollback, roll_back, set_traffic
 from thrifty.db.desired import read_desired
 from thrifty.db.fleet import read_fleet
-from thrifty.db.releases import read_outcomes
+from thrifty.db.releases import read_outcomes, save_outcomes
 from thrifty.errors import ControlError
 from thrifty.evaluate.judges import SILENT
 from thrifty.release.manage import resume_release
@@ -41,6 +41,19 @@ def test_the_shadow_decides_before_any_user_sees_it(world: World) -> None:
     outcomes = [one for _, _, one in read_outcomes(world.database, found.id)]
     assert set(outcomes) <= {1, -1}
     assert not any(v.shadow for v in read_desired(world.database).deployments["m"].versions)
+
+
+def test_a_new_controller_weighs_pairs_in_the_order_in_which_they_came(world: World) -> None:
+    """A pair that came late stays the last: what was proved before it stands."""
+    world.prepare()
+    world.start(**JUDGE)
+    proved, late = [(100 + number, number, None, 1) for number in range(20)], (50, 50, None, -1)
+    save_outcomes(world.database, world.release_id, proved)
+    save_outcomes(world.database, world.release_id, [late])
+    world.restart()
+    world.turn()
+    assert world.watch is not None
+    assert world.watch._judging.outcomes == [*[1] * 20, -1]
 
 
 def test_a_copy_that_fails_is_lost_without_a_judge(world: World) -> None:

@@ -37,7 +37,7 @@ from thrifty.home import make_private_folder
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0024"
+HEAD = "0025"
 """The newest migration; a test compares it with the folder."""
 
 

@@ -59,10 +59,12 @@ release_pairs = Table(
     Column("response", BigInteger, nullable=False),
     Column("conversation_id", String(32)),
     Column("outcome", Integer, nullable=False),
+    Column("place", Integer, nullable=False, server_default="0"),
 )
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, 0 where they tied, and 2 where the judge said nothing
-usable. Both numbers are ids of `requests`."""
+usable. Both numbers are ids of `requests`. `place` is where it came among the release's pairs: what
+they have proved depends on their order."""
 
 release_ratings = Table(
     "release_ratings",

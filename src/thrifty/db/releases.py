@@ -8,6 +8,8 @@ release whose row and weights agree.
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +24,8 @@ from thrifty.db.database import Database
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import held_conversations, release_events, release_pairs, releases
 from thrifty.errors import ControlError
+
+log = logging.getLogger(__name__)
 
 RUNNING, PAUSED = "running", "paused"
 PROMOTED, ROLLED_BACK, ABORTED, ENDED = "promoted", "rolled_back", "aborted", "ended"
@@ -215,12 +219,26 @@ def find_active(connection: Connection, deployment: str) -> ReleaseRow | None:
 
 
 def read_active(database: Database, deployment: str | None = None) -> list[ReleaseRow]:
-    """The releases that are under way. Raises `DatabaseError`."""
+    """The releases that are under way, without those whose rows cannot be read. Raises
+    `DatabaseError`.
+    """
     query = select(releases).where(releases.c.active_on.is_not(None)).order_by(releases.c.id)
     if deployment is not None:
         query = query.where(releases.c.active_on == deployment)
+    found = []
     with database.begin() as connection:
-        return [_read(row) for row in connection.execute(query).mappings()]
+        for row in connection.execute(query).mappings():
+            try:
+                found.append(_read(row))
+            except msgspec.MsgspecError as error:
+                _tell_damaged(row["id"], str(error))
+    return found
+
+
+@functools.cache
+def _tell_damaged(release_id: int, fault: str) -> None:
+    """Log a fault once, however often the row is read."""
+    log.error("release %d cannot be read and is left alone: %s", release_id, fault)
 
 
 def read_releases(
@@ -261,22 +279,28 @@ def save_outcomes(
     """Write compared pairs: the copy's number, the original's, the conversation, the outcome. Those
     that are known stay as they are. Raises `DatabaseError`.
     """
+    ours = release_pairs.c.release_id == release_id
+    last = select(func.coalesce(func.max(release_pairs.c.place), 0)).where(ours)
     with database.begin() as connection:
+        place = int(connection.execute(last).scalar_one())
         for shadow, response, conversation_id, outcome in outcomes:
-            where = (release_pairs.c.release_id == release_id) & (release_pairs.c.shadow == shadow)
+            where = ours & (release_pairs.c.shadow == shadow)
             if connection.execute(select(release_pairs.c.shadow).where(where)).first() is None:
+                place += 1
                 values = {
                     "release_id": release_id, "shadow": shadow, "response": response,
-                    "conversation_id": conversation_id, "outcome": outcome,
+                    "conversation_id": conversation_id, "outcome": outcome, "place": place,
                 }  # fmt: skip
                 connection.execute(insert(release_pairs).values(values))
 
 
 def read_outcomes(database: Database, release_id: int) -> list[tuple[int, str | None, int]]:
-    """The compared pairs in order: the copy's number, the conversation, the outcome."""
+    """The pairs in the order in which they were compared: the copy's number, the conversation, the
+    outcome.
+    """
     table = release_pairs
     query = select(table.c.shadow, table.c.conversation_id, table.c.outcome)
-    query = query.where(table.c.release_id == release_id).order_by(table.c.shadow)
+    query = query.where(table.c.release_id == release_id).order_by(table.c.place, table.c.shadow)
     with database.begin() as connection:
         return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 

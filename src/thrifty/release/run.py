@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from thrifty.db import Database
-from thrifty.db.releases import count_held, read_active, read_held
-from thrifty.errors import ControlError, DatabaseError
+from thrifty.db.releases import ReleaseRow, count_held, read_active, read_held
+from thrifty.errors import DatabaseError, ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.release.watch import Watch
@@ -35,6 +35,8 @@ class Releases:
         self._database = database
         self._notify = notify
         self._watches: dict[int, Watch] = {}
+        self._faults: dict[int, str] = {}
+        """What keeps releases from being followed, by their numbers."""
         self._held_s = 0.0
 
     async def run(self) -> None:
@@ -58,21 +60,37 @@ class Releases:
         active = {one.id: one for one in await asyncio.to_thread(read_active, database)}
         for release_id in [one for one in self._watches if one not in active]:
             self._watches.pop(release_id).close()
-        for release_id, release in active.items():
-            watch = self._watches.get(release_id)
-            if watch is None:
-                # Only who releases something needs NumPy.
-                from thrifty.release.watch import Watch
-
-                watch = self._watches[release_id] = Watch(self._database, release)
+        self._faults = {one: fault for one, fault in self._faults.items() if one in active}
+        for release in active.values():
             try:
-                if await asyncio.to_thread(watch.turn, release):
+                if await asyncio.to_thread(self._watch(release).turn, release):
                     self._notify()
-            except ControlError as error:
-                log.warning("release %d: %s", release_id, error)
+            except (DatabaseError, sqlite3.Error, OSError):
+                raise
+            except Exception as error:
+                # One release that cannot be followed must not hold up the others.
+                self._tell(release.id, error)
+            else:
+                self._faults.pop(release.id, None)
         if time.monotonic() - self._held_s >= HELD_S:
             self._held_s = time.monotonic()
             await asyncio.to_thread(self._refresh_held, database)
+
+    def _watch(self, release: ReleaseRow) -> Watch:
+        watch = self._watches.get(release.id)
+        if watch is None:
+            # Only who releases something needs NumPy.
+            from thrifty.release.watch import Watch
+
+            watch = self._watches[release.id] = Watch(self._database, release)
+        return watch
+
+    def _tell(self, release_id: int, error: Exception) -> None:
+        """Log a fault of a release when it is another than at the turn before."""
+        if self._faults.get(release_id) != str(error):
+            self._faults[release_id] = str(error)
+            known = isinstance(error, ThriftyError)
+            log.warning("release %d: %s", release_id, error, exc_info=None if known else error)
 
     def _refresh_held(self, database: Database) -> None:
         if not count_held(database):

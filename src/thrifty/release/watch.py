@@ -73,7 +73,8 @@ class Watch:
         self._evidence = Evidence({})
         self._desired: Desired | None = None
         self._active_s = release.active_s
-        self._wall_s, self._steady_s = clock(), steady()
+        # A clock that is behind what was last written was set back while no controller ran.
+        self._wall_s, self._steady_s = max(clock(), release.updated_s), steady()
         self._saved_s = 0.0
         self._judging = Judging(database, release, self._plan)
         self._rating = Rating(database, release, self._plan)
