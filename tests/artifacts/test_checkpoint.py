@@ -12,13 +12,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 
 from tests.artifacts.models import Llama, write_safetensors
-from thrifty.artifacts.checkpoint import (
-    ROPE_FACTORS,
-    DecoderShape,
-    RopeScaling,
-    load_decoder,
-    load_encoder,
-)
+from thrifty.artifacts.checkpoint import ROPE_FACTORS, DecoderShape, RopeScaling, load_decoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.inspect import inspect_model
 from thrifty.errors import FormatRefused, IntegrityError
 

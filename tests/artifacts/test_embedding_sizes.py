@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.graphs.test_encoder import write, write_pooling
-from thrifty.artifacts.checkpoint import load_encoder
 from thrifty.artifacts.embedding_sizes import read_smaller_sizes
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.write_encoder import write_encoder
 
 BESIDE = "config_sentence_transformers.json"

@@ -20,7 +20,8 @@ from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from tests.parts import running_echo
 from thrifty.artifacts import Lineage, Store
-from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.compress.distill.answers import (
     RemoteTeacher,
     Sampling,

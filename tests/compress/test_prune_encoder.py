@@ -21,7 +21,7 @@ from tests.graphs.test_encoder import (
 )
 from tests.graphs.test_encoder import write as write_files
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import EncoderCheckpoint, load_encoder
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.encoder_depth import rank_encoder_layers

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.write_encoder import read_encoder
 from thrifty.text.tokenizer import TextTokenizer
 

@@ -13,7 +13,7 @@ import openvino as ov
 import pytest
 
 from tests.artifacts.models import write_safetensors
-from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.errors import FormatRefused, IntegrityError
 from thrifty.graphs.encoder import build_encoder
 

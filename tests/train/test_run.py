@@ -20,7 +20,8 @@ from tests.data.test_built import publish_rows
 from tests.engines.test_prompt import make_special_tokenizer
 from tests.text import templates
 from thrifty.artifacts import Lineage, Parent, Store
-from thrifty.artifacts.checkpoint import LAYER_MATRICES, load_decoder, load_encoder
+from thrifty.artifacts.checkpoint import LAYER_MATRICES, load_decoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.lora import read_config
 from thrifty.data.built import open_set
 from thrifty.engines.echo.backend import make_tokenizer

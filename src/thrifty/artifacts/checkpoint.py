@@ -6,7 +6,6 @@ are translated here. Conversion and compression read weights through this module
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from thrifty.artifacts.inspect import (
     find_safetensors,
     read_architecture,
     read_base,
-    read_first_position,
     read_json,
 )
 from thrifty.artifacts.lora import Lora, read_lora
@@ -40,13 +38,6 @@ DECODERS = {
 }
 """Supported decoder architectures, by the name in `config.json`; the value is GGUF's name."""
 GGUF_DECODERS = frozenset(DECODERS.values())
-ENCODERS = frozenset({"BertModel"})
-"""Supported encoder architectures."""
-RERANKERS = frozenset(
-    {"BertForSequenceClassification", "RobertaForSequenceClassification",
-     "XLMRobertaForSequenceClassification"}
-)  # fmt: skip
-"""Supported architectures of rerankers."""
 LAYER_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                   "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 """The matrices of a decoder's layer, after `model.layers.N.`."""
@@ -101,40 +92,12 @@ class DecoderShape:
 
 
 @dataclass(frozen=True)
-class EncoderShape:
-    """The dimensions and constants of a BERT-like encoder, and its pooling: `mean`, `cls`, or
-    `rank` for rerankers, which give one logit.
-    """
-
-    architecture: str
-    layers: int
-    hidden_size: int
-    heads: int
-    vocab_size: int
-    context_length: int
-    norm_epsilon: float
-    pooling: str = "mean"
-    normalize: bool = True
-    pad_token_id: int = 0
-    first_position: int = 0
-    """The position of a text's first token."""
-
-
-@dataclass(frozen=True)
 class DecoderCheckpoint:
     """A decoder's shape and weights."""
 
     shape: DecoderShape
     tensors: Tensors
     config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncoderCheckpoint:
-    """An encoder's shape and weights."""
-
-    shape: EncoderShape
-    tensors: Tensors
 
 
 def load_decoder(folder: Path) -> DecoderCheckpoint:
@@ -162,7 +125,7 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     shape = _with_ends(shape, read_ends(folder))
     files = SafetensorsFiles(find_safetensors(folder))
     tied = config.get("tie_word_embeddings")
-    tensors = _Prefixed(files, ("", "model."), hidden={_HEAD} if tied else set())
+    tensors = Prefixed(files, ("", "model."), hidden={_HEAD} if tied else set())
     _check_layers(files.names, "layers.", _LAYER_TENSORS, shape, tensors, folder)
     if tied is False and _HEAD not in tensors:
         raise IntegrityError(f"the checkpoint has no tensor {_HEAD!r}; fetch it again")
@@ -215,77 +178,6 @@ class _Adapted:
                 f"weights of {matrix}, and its base has {' x '.join(map(str, values.shape))} there"
             )
         return values + change
-
-
-def load_encoder(folder: Path) -> EncoderCheckpoint:
-    """Load the encoder or reranker in `folder`. Raises `FormatRefused` if it is not supported."""
-    path = folder / "config.json"
-    config = read_json(path)
-    architecture = read_architecture(config)
-    if architecture not in ENCODERS | RERANKERS:
-        raise FormatRefused(
-            f"the encoder architecture {architecture!r} is not supported; supported are: "
-            f"{', '.join(sorted(ENCODERS | RERANKERS))}"
-        )
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise FormatRefused(f"the activation {config['hidden_act']!r} is not supported; gelu is")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise FormatRefused("only absolute position embeddings are supported")
-    pooling, normalize = _read_pooling(folder)
-    if architecture in RERANKERS:
-        pooling, normalize = "rank", False
-    first_position = read_first_position(config, path)
-    shape = EncoderShape(
-        architecture=architecture,
-        layers=read_integer(config, "num_hidden_layers", path),
-        hidden_size=read_integer(config, "hidden_size", path),
-        heads=read_integer(config, "num_attention_heads", path),
-        vocab_size=read_integer(config, "vocab_size", path),
-        context_length=read_integer(config, "max_position_embeddings", path) - first_position,
-        norm_epsilon=read_number(config, "layer_norm_eps", path, default=1e-12),
-        pooling=pooling,
-        normalize=normalize,
-        pad_token_id=read_integer(config, "pad_token_id", path, default=0, least=0),
-        first_position=first_position,
-    )
-    if shape.hidden_size % shape.heads:
-        raise IntegrityError(
-            f"{path} is damaged: {shape.hidden_size} dimensions cannot be split into {shape.heads} "
-            "heads"
-        )
-    tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "bert.", "roberta."))
-    return EncoderCheckpoint(shape, tensors)
-
-
-def _read_pooling(folder: Path) -> tuple[str, bool]:
-    """The pooling that sentence-transformers' `modules.json` asks for, and whether to normalize.
-
-    Without that file: mean pooling, normalized.
-    """
-    modules_path = folder / "modules.json"
-    if not modules_path.exists():
-        return "mean", True
-    try:
-        modules = json.loads(modules_path.read_text(encoding="utf-8"))
-        kinds = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in modules}
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise IntegrityError(f"{modules_path} is damaged: {error!r}; fetch it again") from None
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise FormatRefused(f"the sentence-transformers module {min(unknown)!r} is not supported")
-    if "Pooling" not in kinds:
-        return "mean", "Normalize" in kinds
-    pooling = read_json(folder / kinds["Pooling"] / "config.json")
-    # Since 5.4, sentence-transformers writes `pooling_mode: "mean"`; before, a key for each mode.
-    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
-    named = pooling.get("pooling_mode") or modes
-    modes = [named] if isinstance(named, str) else list(map(str, named))
-    known = {"mean": "mean", "pooling_mode_mean_tokens": "mean", "cls": "cls",
-             "pooling_mode_cls_token": "cls"}  # fmt: skip
-    if len(modes) != 1 or modes[0] not in known:
-        wanted = ", ".join(modes) or "that the model names"
-        raise FormatRefused(f"the pooling {wanted} is not supported; mean and cls are")
-    return known[modes[0]], "Normalize" in kinds
 
 
 def _read_decoder_shape(
@@ -403,7 +295,7 @@ def _read_rope_scaling(scaling: dict[str, Any], path: Path) -> RopeScaling | Non
     raise FormatRefused(f"the rotary scaling {kind!r} is not supported; linear and llama3 are")
 
 
-class _Prefixed:
+class Prefixed:
     """Tensors whose names in the file may have one of several prefixes."""
 
     def __init__(
@@ -425,6 +317,7 @@ class _Prefixed:
         return self._find(name) is not None
 
     def read_tensor(self, name: str) -> FloatArray:
+        """One tensor as float32. Raises `IntegrityError` where there is none."""
         found = self._find(name)
         if found is None:
             raise IntegrityError(f"the checkpoint has no tensor {name!r}; fetch it again")

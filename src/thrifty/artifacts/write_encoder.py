@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint, FloatArray
+from thrifty.artifacts.checkpoint import FloatArray
 from thrifty.artifacts.embedding_sizes import ANY_SIZE, CUT_TO, SENTENCE_TRANSFORMERS, SIZES
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.safetensors_file import write_safetensors
 

@@ -214,18 +214,23 @@ def _list_rows(batch: Any) -> Iterator[Record | Broken]:
     be UTF-8, and times finer or farther than Python's.
     """
     try:
-        yield from map(_drop_filled, batch.to_pylist())
-        return
+        rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        pass
-    batch = _coarsen_times(batch)
-    for at in range(batch.num_rows):
-        try:
-            yield _drop_filled(batch.slice(at, 1).to_pylist()[0])
-        except UnicodeDecodeError:
-            yield Broken("not UTF-8")
-        except (ValueError, OverflowError) as error:
-            yield Broken(f"a value that cannot be read: {error}")
+        # Row by row, so that only those that hold such a value are set aside.
+        batch = _coarsen_times(batch)
+        rows = [_read_row(batch.slice(at, 1)) for at in range(batch.num_rows)]
+    for row in rows:
+        yield row if isinstance(row, Broken) else _drop_filled(row)
+
+
+def _read_row(batch: Any) -> Record | Broken:
+    try:
+        row: Record = batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return Broken("not UTF-8")
+    except (ValueError, OverflowError) as error:
+        return Broken(f"a value that cannot be read: {error}")
+    return row
 
 
 def _coarsen_times(batch: Any) -> Any:

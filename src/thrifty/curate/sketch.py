@@ -54,16 +54,18 @@ class Words(NamedTuple):
 @functools.cache
 def _tables(symbols: bool) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """For every code point: whether it is part of a word, and whether it is one by itself."""
+    if symbols:
+        part, alone = (table.copy() for table in _tables(False))
+        signs = [c for c in range(0x110000) if unicodedata.category(chr(c)) in ("Sm", "Sc")]
+        signs += [ord(mark) for mark in _OPERATORS]
+        part[signs] = alone[signs] = True
+        return part, alone
     part = np.zeros(0x110000, np.bool_)
     part[[code for code in range(0x110000) if chr(code).isalnum()]] = True
     part[ord("_")] = True
     alone = np.zeros(0x110000, np.bool_)
     for first, last in _WITHOUT_SPACES:
         alone[first : last + 1] = True
-    if symbols:
-        signs = [c for c in range(0x110000) if unicodedata.category(chr(c)) in ("Sm", "Sc")]
-        signs += [ord(mark) for mark in _OPERATORS]
-        part[signs] = alone[signs] = True
     return part, alone & part
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
 from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.text.tokenizer import TextTokenizer

@@ -18,7 +18,8 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as op
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint, Tensors
+from thrifty.artifacts.checkpoint import Tensors
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 from thrifty.graphs.weights import SchemeWeights, Weights, read_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 

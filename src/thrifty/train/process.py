@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts.checkpoint import DecoderShape, EncoderShape
+from thrifty.artifacts.checkpoint import DecoderShape
+from thrifty.artifacts.encoder_checkpoint import EncoderShape
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.errors import TrainingError
 from thrifty.files import write_atomically

@@ -7,12 +7,8 @@ import shutil
 from typing import Any
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
-from thrifty.artifacts.checkpoint import (
-    DecoderCheckpoint,
-    EncoderCheckpoint,
-    load_decoder,
-    load_encoder,
-)
+from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.lora import SCALE, Lora, join, read_lora, write_lora
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.tokenizer_files import write_tokenizer

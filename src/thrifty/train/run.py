@@ -19,8 +19,9 @@ from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.bases import find_base
-from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
 from thrifty.data.augmentation import AS_IT_IS, PLAIN, Augmentation
@@ -150,24 +151,8 @@ def train_model(
         claim_folder(folder, made_from, recipe, request.out, files)
         changes = str(store.folder_of(artifact.id)) if again else None
         work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note, changes)
-        choice = None
-        if request.augment.auto:
-            choice = choose_augmentation(
-                request.files, request.method, request.augment,
-                lambda augmentation, repeat: _try(work, folder / "trials", augmentation, repeat),
-                on_note,
-            )  # fmt: skip
-            work = replace(work, request=replace(request, augment=choice.augmentation or PLAIN))
-        try:
-            report, figures = _train(work, folder)
-        except TrainingError as error:
-            if str(error).startswith(IMPROVED_NOTHING):
-                note_failure(folder)
-            raise
-        if choice is not None:
-            figures["augment"] = choice.as_dict()
+        figures = _learn(work, folder)
         weights = SafetensorsFiles([folder / "trained.safetensors"])
-        figures = {**summarize(report), **figures}
         if request.adapter:
             found = register_adapter(
                 store, (version, artifact), plain, weights, request.out, recipe, figures
@@ -219,6 +204,26 @@ class Work:
     def source(self) -> Path:
         """The folder of the model that is trained."""
         return self.store.folder_of(self.plain[1].id)
+
+
+def _learn(work: Work, folder: Path) -> dict[str, Any]:
+    """Train, with `augment: auto` on those forms of the rows that gain; returns the figures."""
+    request, choice = work.request, None
+    if request.augment.auto:
+        choice = choose_augmentation(
+            request.files, request.method, request.augment,
+            lambda augmentation, repeat: _try(work, folder / "trials", augmentation, repeat),
+            work.on_note,
+        )  # fmt: skip
+        work = replace(work, request=replace(request, augment=choice.augmentation or PLAIN))
+    try:
+        report, figures = _train(work, folder)
+    except TrainingError as error:
+        if str(error).startswith(IMPROVED_NOTHING):
+            note_failure(folder)
+        raise
+    found = {**summarize(report), **figures}
+    return found if choice is None else {**found, "augment": choice.as_dict()}
 
 
 def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

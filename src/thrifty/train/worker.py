@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.files import write_atomically
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.child import Prepared, load_trained, run_child, run_job

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.compress.distill.settings import Training
 from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray

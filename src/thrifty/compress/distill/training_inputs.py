@@ -12,12 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import (
-    DecoderShape,
-    EncoderShape,
-    load_decoder,
-    load_encoder,
-)
+from thrifty.artifacts.checkpoint import DecoderShape, load_decoder
+from thrifty.artifacts.encoder_checkpoint import EncoderShape, load_encoder
 from thrifty.artifacts.lineage import walk_lineage
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.distill.answers import RemoteTeacher, Sampling, serve_remote

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import EncoderCheckpoint, load_encoder
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.mix import as_mix
 from thrifty.compress.prune.encoder_depth import rank_encoder_layers

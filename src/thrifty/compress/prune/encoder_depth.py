@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from openvino import opset13 as op
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 from thrifty.compress.ablation_masks import AblationMasks
 from thrifty.compress.prune.depth import mask_layers
 from thrifty.compress.prune.encoder_inputs import EncoderRun

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 from thrifty.artifacts.write_encoder import ENCODER_MATRICES
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
 from thrifty.graphs.encoder import OUTPUT, TAP, Mix, build_encoder

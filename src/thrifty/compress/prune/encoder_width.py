@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.artifacts.checkpoint import EncoderCheckpoint, EncoderShape, Tensors
+from thrifty.artifacts.checkpoint import Tensors
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint, EncoderShape
 from thrifty.artifacts.write_encoder import EMBEDDING_TABLES, ENCODER_NORMS
 from thrifty.compress.prune.columns import (
     Kept,

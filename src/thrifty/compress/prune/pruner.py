@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from thrifty.artifacts.checkpoint import DecoderCheckpoint, EncoderCheckpoint
+from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 from thrifty.compress.prune.encoder_width import EncoderWidths
 from thrifty.compress.prune.report import EncoderLayerRemoval, LayerRemoval
 from thrifty.compress.prune.views import keep_layers

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from thrifty.artifacts.checkpoint import (
-    DecoderCheckpoint,
-    EncoderCheckpoint,
-    FloatArray,
-    Tensors,
-)
+from thrifty.artifacts.checkpoint import DecoderCheckpoint, FloatArray, Tensors
+from thrifty.artifacts.encoder_checkpoint import EncoderCheckpoint
 
 CheckpointT = TypeVar("CheckpointT", DecoderCheckpoint, EncoderCheckpoint)
 

@@ -13,7 +13,8 @@ import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.bases import load_base
-from thrifty.artifacts.checkpoint import DECODERS, ENCODERS, GGUF_DECODERS, RERANKERS
+from thrifty.artifacts.checkpoint import DECODERS, GGUF_DECODERS
+from thrifty.artifacts.encoder_checkpoint import ENCODERS, RERANKERS
 from thrifty.artifacts.inspect import ADAPTER_WEIGHTS, OPENVINO_NOTE, read_json
 from thrifty.artifacts.lora import ADAPTER_FOLDER, read_config
 from thrifty.engines.base import (

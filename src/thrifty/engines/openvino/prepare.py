@@ -21,14 +21,9 @@ from tokenizers import Tokenizer
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
 from thrifty.artifacts.bases import find_base
-from thrifty.artifacts.checkpoint import (
-    DecoderCheckpoint,
-    DecoderShape,
-    FloatArray,
-    load_decoder,
-    load_encoder,
-)
+from thrifty.artifacts.checkpoint import DecoderCheckpoint, DecoderShape, FloatArray, load_decoder
 from thrifty.artifacts.embedding_sizes import read_smaller_sizes
+from thrifty.artifacts.encoder_checkpoint import load_encoder
 from thrifty.artifacts.inspect import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

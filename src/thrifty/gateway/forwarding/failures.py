@@ -6,16 +6,12 @@ import msgspec
 
 from thrifty.gateway.state.call import Call
 from thrifty.openai.errors import SERVER, WireError
-from thrifty.openai.fields import Endpoint
 from thrifty.untrusted_text import sanitize_line, sanitize_text, to_text
 
-RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 REFUSED = 401
-FAILURES = RETRIABLE_STATUSES | {REFUSED}
-"""Statuses that are no fault of the client, a refused key of the service among them."""
+"""The server refuses the key of this service; the client's own was checked before."""
+RETRIABLE_STATUSES = frozenset({REFUSED, 500, 502, 503, 504})
 BUSY = 503
-
-_EVENTS = (b"data:", b"event:", b"id:", b":")
 MAX_MESSAGE_CHARS = 4000
 MAX_CODE_CHARS = 64
 """As long as the request log's column. A replica may send anything as a code."""
@@ -30,13 +26,6 @@ class ReplicaError(Exception):
         super().__init__(f"status {status}")
         self.status = status
         self.body = body
-
-
-def is_no_answer(call: Call, data: bytes) -> bool:
-    """Whether the body of a status 200 that tells no tokens is no answer of a model, but an error,
-    a page, or nothing. Events that are called JSON are passed on: some clients read them.
-    """
-    return call.endpoint is not Endpoint.TOKENIZE and not data.startswith(_EVENTS)
 
 
 def is_busy(failure: Exception) -> bool:

@@ -19,10 +19,9 @@ from msgspec.structs import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
-    FAILURES,
+    RETRIABLE_STATUSES,
     ReplicaError,
     is_busy,
-    is_no_answer,
     make_error,
 )
 from thrifty.gateway.forwarding.hedge import Hedger
@@ -34,7 +33,7 @@ from thrifty.gateway.forwarding.hold import (
 )
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
-from thrifty.gateway.forwarding.unreported_usage import estimate_whole
+from thrifty.gateway.forwarding.unreported_usage import read_usage
 from thrifty.gateway.forwarding.upstream_request import (
     adds_usage,
     asks_usage,
@@ -73,7 +72,6 @@ from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.request_metrics import Histogram
 from thrifty.observe.trace import TRACEPARENT, pass_on
 from thrifty.openai.errors import SERVER, WireError, unavailable
-from thrifty.openai.events import parse_usage
 from thrifty.openai.fields import STREAMED
 from thrifty.openai.id_rewrite import replace_id
 from thrifty.openai.stream_answers import assemble_stream
@@ -352,17 +350,17 @@ class Forwarder:
             log.info("%s does not take stream_options; it is sent none from now on", replica.id)
             replica.takes_stream_options = False
             return await self._attempt(call, replica, body, flight)
-        if status != 200 and (status in FAILURES or not 400 <= status < 600):
+        if status != 200 and (status in RETRIABLE_STATUSES or not 400 <= status < 600):
             raise ReplicaError(status, data)
         if status == 200 and streamed and (whole := assemble_stream(data)) is not None:
             # A stream that nobody asked for.
             data, headers[0] = whole, JSON_TYPE
             streamed = False
+        answered = status == 200 and not streamed
+        if answered:
+            call.outcome.usage = read_usage(call, data)
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
-        if status == 200 and not streamed:
-            call.outcome.usage = parse_usage(data)[0] or estimate_whole(call, data)
-            if call.outcome.usage is None and is_no_answer(call, data):
-                raise ReplicaError(status, data)
+        if answered:
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
             if (events := stream_whole(call, data)) is not None:

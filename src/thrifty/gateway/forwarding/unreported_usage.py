@@ -6,10 +6,13 @@ from typing import Any
 
 import msgspec
 
+from thrifty.gateway.forwarding.failures import ReplicaError
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.estimate import TOKENS_PER_BYTE
-from thrifty.openai.events import TEXT_FIELDS, Usage
+from thrifty.openai.events import TEXT_FIELDS, Usage, parse_usage
 from thrifty.openai.fields import Endpoint
+
+_EVENTS = (b"data:", b"event:", b"id:", b":")
 
 
 class _Answer(msgspec.Struct):
@@ -28,17 +31,21 @@ def estimate_usage(call: Call, answer_tokens: int) -> Usage:
     return Usage(prompt, answer_tokens)
 
 
-def estimate_whole(call: Call, data: bytes) -> Usage | None:
-    """The counts of a whole answer; None for what is no answer of a model."""
-    if call.endpoint is Endpoint.TOKENIZE:
-        return None
+def read_usage(call: Call, data: bytes) -> Usage | None:
+    """The counts of a whole answer, estimated where it tells none. None where none are due: of text
+    that was only tokenized, and of events that are called JSON, which some clients read. Raises
+    `ReplicaError` for a status 200 with an error, a page, or nothing.
+    """
+    told = parse_usage(data)[0]
+    if told is not None or call.endpoint is Endpoint.TOKENIZE or data.startswith(_EVENTS):
+        return told
     try:
         answer = _decode_answer(data)
         size = _measure(answer.choices or [])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        raise ReplicaError(200, data) from None
     if answer.choices is None and answer.data is None and answer.results is None:
-        return None
+        raise ReplicaError(200, data)
     return estimate_usage(call, round(size * TOKENS_PER_BYTE))
 
 
